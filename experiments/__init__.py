@@ -1,0 +1,1 @@
+"""Experiments: one module a question, run by ``python -m experiments NAME``."""

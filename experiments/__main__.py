@@ -1,0 +1,46 @@
+"""``python -m experiments NAME [--flags]`` runs an experiment; ``python -m experiments list`` names them all.
+
+Exit status: 0 when the run did what it was asked, 2 for a wrong flag or data that are not there, 1 for anything else.
+"""
+
+import importlib
+import sys
+
+NAMES = ("digits", "mnist-rows", "notebook", "gradients")
+
+
+def _module(name: str):
+    return importlib.import_module("experiments." + name.replace("-", "_"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["list"]
+    try:
+        if name in ("list", "--help", "-h"):
+            print("python -m experiments NAME [--flags], where NAME is one of:\n")
+            for known in NAMES:
+                print(f"  {known:12}{(_module(known).__doc__ or '').splitlines()[0]}")
+            print("\npython -m experiments NAME --help shows the flags of one.")
+            return 0
+        if name not in NAMES:
+            print(f"error: NAME must be one of {', '.join(NAMES)} or list; got {name!r}.", file=sys.stderr)
+            return 2
+        from experiments.run import BadRequest, parse
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    module = _module(name)
+    config = parse(module.Config, name, flags, module.__doc__)
+    try:
+        module.main(config)
+    except BadRequest as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:  # an extra that is not installed; the sentence names it
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Training a classifier of sequences, with checkpoints, metrics, plots and a table; digits and mnist-rows share it."""
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import mgu_jax as mgu
+from experiments import plots
+from experiments.data import DataSet
+from experiments.run import Common, Run
+from mgu_jax.checkpoint import Checkpoints
+from mgu_jax.train import accuracy, adam, cross_entropy, start
+
+
+def classify(
+    name: str, config: Common, data: DataSet, *, hidden_size: int, hyper: mgu.Hyper, steps: int, **sizes: Any
+) -> None:
+    """Train one MGU layer with a readout of its last state, and leave everything that a run writes.
+
+    Args:
+        name, config: the experiment's.
+        data: its data set.
+        hidden_size: H.
+        hyper, steps: of the training; Adam, cosine decay to zero over all steps.
+        sizes: ``batch_size`` and ``chunk_steps``; the test set is evaluated, logged and saved after every chunk.
+    """
+    run = Run(name, config, data.sources)
+    input_size, classes = data.train.xs.shape[2], int(data.train.targets.max()) + 1
+    model = mgu.model(input_size, (hidden_size,), classes, readout="last")
+    recipe = mgu.Recipe(model, cross_entropy, partial(adam, total_steps=steps), sizes["batch_size"])
+    key = jax.random.key(config.seed)
+    began = time.perf_counter()
+
+    with Checkpoints(run.path("checkpoints")) as checkpoints:
+        state = start(recipe, key, hyper)
+        if config.resume and (saved := checkpoints.restore(state)) is not None:
+            state = saved
+        run.rewind(int(state.step))
+        if int(state.step):
+            print(f"going on from step {int(state.step)} of {steps}.")
+
+        def on_chunk(state: mgu.TrainState, losses: np.ndarray) -> str:
+            step = int(state.step)
+            test_loss, test_accuracy = mgu.evaluate(model, state.params, data.test, (cross_entropy, accuracy))
+            run.log(step, "train", loss=losses.mean())
+            run.log(step, "test", loss=test_loss, accuracy=test_accuracy)
+            checkpoints.save(step, state)
+            return f"test accuracy {test_accuracy:.2%}"
+
+        state, _ = mgu.fit(
+            recipe,
+            data.train,
+            steps=steps,
+            key=key,
+            hyper=hyper,
+            state=state,
+            chunk_steps=sizes["chunk_steps"],
+            on_chunk=on_chunk,
+            progress=True,
+        )
+    seconds = time.perf_counter() - began
+
+    loss, correct = mgu.evaluate(model, state.params, data.test, (cross_entropy, accuracy))
+    layer = state.params.layers[0]
+    result = {
+        "accuracy": correct,
+        "loss": loss,
+        "steps": int(state.step),
+        "test_samples": len(data.test.xs),
+        "recurrent_parameters": {
+            "MGU": mgu.count(layer),
+            "GRU": mgu.gru_count(input_size, hidden_size),
+            "LSTM": mgu.lstm_count(input_size, hidden_size),
+        },
+        "seconds": seconds,
+    }
+    run.finish(result)
+    plots.learning_curve(run.path("learning_curve.png"), run.metrics(), name)
+    plots.digits_and_gates(run.path("gates.png"), model, state.params, data.test)
+    print(_table(result))
+    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, learning_curve.png, gates.png")
+
+
+def _table(result: dict[str, Any]) -> str:
+    counts = result["recurrent_parameters"]
+    rows = {
+        "test accuracy": f"{result['accuracy']:.2%} of {result['test_samples']:,}",
+        "test loss": f"{result['loss']:.4f} nats",
+        "recurrent parameters": f"MGU {counts['MGU']:,}   GRU {counts['GRU']:,}   LSTM {counts['LSTM']:,}",
+        "seconds": f"{result['seconds']:.1f} for {result['steps']:,} steps",
+    }
+    return "\n".join(["", *(f"  {name:22}{value}" for name, value in rows.items()), ""])

@@ -1,0 +1,45 @@
+"""How exact the hand-written gradient is: against autodiff and finite differences, in float64 and in float32.
+
+Each size is checked with random inputs and random cotangents on all outputs; errors are relative, of whole arrays, and
+the table shows the worst array of each row. Finite differences are always taken in float64.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+import mgu_jax as mgu
+from experiments.run import Common, Run
+
+# B, T, D, H
+SIZES = ((1, 256, 16, 64), (16, 256, 16, 64), (32, 128, 64, 128), (100, 28, 28, 100), (64, 128, 128, 256))
+
+
+@dataclass(frozen=True)
+class Config(Common):
+    """The flags of gradients (--steps has no meaning here)."""
+
+
+def main(config: Config) -> None:
+    """Check all sizes and print the table."""
+    run = Run("gradients", config, {})
+    sizes = ((3, 7, 4, 5),) if config.quick else SIZES
+    print(f"{'B, T, D, H':20}{'dtype':10}{'manual:autodiff':>17}{'manual:differences':>20}")
+    rows = []
+    for dtype in (jnp.float64, jnp.float32):
+        with jax.enable_x64(dtype == jnp.float64):
+            for size in sizes:
+                B, T, D, H = size
+                keys = jax.random.split(jax.random.key(config.seed), 4)
+                params = mgu.init(keys[0], D, H, dtype=dtype)
+                xs, h0 = jax.random.normal(keys[1], (T, B, D), dtype), jax.random.normal(keys[2], (B, H), dtype)
+                report = mgu.check_gradients(params, xs, h0, key=keys[3])
+                worst = {"autodiff": report.worst, "differences": report.worst_differences}
+                rows.append({"size": size, "dtype": report.dtype} | worst)
+                name = ", ".join(map(str, size))
+                print(f"{name:20}{report.dtype:10}{report.worst:17.1e}{report.worst_differences:20.1e}", flush=True)
+    worst = {dtype: max(r["autodiff"] for r in rows if r["dtype"] == dtype) for dtype in ("float64", "float32")}
+    run.finish({"rows": rows, "worst_against_autodiff": worst})
+    print(f"\nworst against autodiff: {worst['float64']:.1e} in float64, {worst['float32']:.1e} in float32")
+    print(f"written to {run.folder}: config.json, result.json")

@@ -1,0 +1,143 @@
+"""What all experiments share: the flags, and the folder of a run with its files."""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from mgu_jax.extras import require
+
+
+class BadRequest(Exception):
+    """What was asked for cannot be done: one sentence, exit status 2, nothing written."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """The flags of every experiment."""
+
+    out: Path | None = None
+    """Folder of the run; runs/NAME if not given. An earlier run there is kept, under a number."""
+    data_dir: Path | None = None
+    """Folder with data sets; the environment variable MGU_JAX_DATA if not given."""
+    seed: int = 0
+    """Everything random follows from it."""
+    steps: int | None = None
+    """Optimiser steps; the experiment's own number if not given."""
+    resume: bool = False
+    """Go on with the run in the folder, from its last checkpoint, to the same bits as if it had never stopped."""
+    quick: bool = False
+    """A small size that ends in seconds."""
+
+
+Config = TypeVar("Config", bound=Common)
+
+
+def parse(config: type[Config], name: str, flags: list[str], text: str | None) -> Config:
+    """The settings that the flags ask for. A wrong flag ends the process with status 2."""
+    tyro = require("tyro", "experiments")
+    return tyro.cli(config, args=flags, prog=f"python -m experiments {name}", description=text)
+
+
+def _versions() -> dict[str, str]:
+    names = ("mgu_jax", "jax", "jaxlib", "optax", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def _settings(config: Common) -> dict[str, Any]:
+    """What must be the same for a run to go on to the same bits."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "resume")}
+    return json.loads(json.dumps(settings, default=str))
+
+
+class Run:
+    """The folder of one run: config.json, metrics.jsonl, result.json, plots and checkpoints.
+
+    Args:
+        name: the experiment's.
+        config: its settings.
+        sources: data source -> sha256, for config.json.
+
+    Raises:
+        BadRequest: nothing to resume, a run with other settings, or a folder that cannot be written.
+    """
+
+    def __init__(self, name: str, config: Common, sources: dict[str, str]):
+        self.name = name
+        self.folder = Path(config.out) if config.out else Path("runs") / name
+        self.record = {
+            "experiment": name,
+            "command": " ".join(["python", "-m", "experiments", *sys.argv[1:]]),
+            "settings": _settings(config),
+            "versions": _versions(),
+            "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores",
+            "data": sources,
+        }
+        try:
+            self._open(config.resume, self.record)
+        except OSError as error:
+            raise BadRequest(
+                f"--out must be a folder that can be written; got {self.folder} ({error.strerror})."
+            ) from error
+
+    def _open(self, resume: bool, record: dict[str, Any]) -> None:
+        present = self.path("config.json").exists()
+        if resume:
+            if not present:
+                raise BadRequest(f"--resume needs a run to go on with; there is none in {self.folder}.")
+            before = json.loads(self.path("config.json").read_text())
+            for part in ("settings", "data"):
+                for key in sorted(before[part].keys() | record[part].keys()):
+                    if before[part].get(key) != record[part].get(key):
+                        raise BadRequest(
+                            f"--resume needs the settings of the run in {self.folder}: {key} was "
+                            f"{before[part].get(key)!r}; got {record[part].get(key)!r}."
+                        )
+            return
+        if present:
+            number = 1
+            while (kept := self.folder.with_name(f"{self.folder.name}.{number}")).exists():
+                number += 1
+            self.folder.rename(kept)
+            print(f"{self.folder} held a run already; it is now {kept}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write("config.json", record)
+        self.path("metrics.jsonl").write_text("")
+
+    def finish(self, figures: dict[str, Any]) -> None:
+        """Write result.json: the final figures, with what made them."""
+        made_by = {k: self.record[k] for k in ("experiment", "command", "versions", "device", "data")}
+        self.write("result.json", made_by | figures)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def write(self, name: str, value: Any) -> None:
+        """Write JSON, whole or not at all."""
+        draft = self.path(name + ".part")
+        draft.write_text(json.dumps(value, indent=2, default=float) + "\n")
+        draft.replace(self.path(name))
+
+    def log(self, step: int, split: str, **figures: float) -> None:
+        """Add a line to metrics.jsonl."""
+        line = {"step": int(step), "split": split} | {k: float(v) for k, v in figures.items()}
+        with self.path("metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path("metrics.jsonl").read_text().splitlines()]
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after this step, since it will be logged again; a half-written last line too."""
+        lines = self.path("metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        draft = self.path("metrics.jsonl.part")
+        draft.write_text("".join(kept))
+        draft.replace(self.path("metrics.jsonl"))

@@ -1,0 +1,126 @@
+"""The cell and its backpropagation in NumPy float64, one sample and one step at a time. Imports nothing of mgu_jax.
+
+Written from the equations of the papers, term by term, with vectors and matrices only; nothing is batched, hoisted or
+fused, so that it shares no idea with the code that it judges. ``spec`` is any object with the attributes of a cell
+(gate, reset, update, candidate, recurrence, activation) and ``p`` any with W_f, U_f, b_f, W_h, U_h, b_h, b_r.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+NAMES = ("W_f", "U_f", "b_f", "W_h", "U_h", "b_h", "b_r")
+
+
+def sigmoid(z):
+    """Without overflow for large |z|."""
+    return 0.5 * (1 + np.tanh(0.5 * z))
+
+
+def matrix(U):
+    """A diagonal recurrence is the dense one with a diagonal matrix."""
+    return np.diag(U) if U.ndim == 1 else U
+
+
+def one_step(spec, p, h, x):
+    """Vectors h [H], x [D] -> h' and everything that was computed on the way."""
+    z_f = np.zeros_like(h)
+    if "x" in spec.gate:
+        z_f = z_f + p.W_f.T @ x
+    if "h" in spec.gate:
+        z_f = z_f + matrix(p.U_f).T @ h
+    if "b" in spec.gate:
+        z_f = z_f + p.b_f
+    f = sigmoid(z_f)
+    z_h = p.W_h.T @ x + p.b_h
+    if "h" in spec.candidate:
+        if spec.reset == "before":
+            z_h = z_h + matrix(p.U_h).T @ (f * h)
+        elif spec.reset == "after":
+            z_h = z_h + f * (matrix(p.U_h).T @ h + p.b_r)
+        else:
+            z_h = z_h + matrix(p.U_h).T @ h
+    c = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0), "identity": lambda z: z}[spec.activation](z_h)
+    new = (1 - f) * h + f * c if spec.update == "f" else f * h + (1 - f) * c
+    return new, SimpleNamespace(h=h, x=x, f=f, c=c)
+
+
+def one_step_backward(spec, p, kept, g, grads):
+    """The cotangent g [H] of h' -> (dh, dx); the parameters' gradients are added to ``grads`` (name -> array)."""
+    h, x, f, c = kept.h, kept.x, kept.f, kept.c
+    dh, dx = np.zeros_like(h), np.zeros_like(x)
+    if spec.update == "f":
+        dc, df, dh = g * f, g * (c - h), dh + g * (1 - f)
+    else:
+        dc, df, dh = g * (1 - f), g * (h - c), dh + g * f
+    slope = {"tanh": 1 - c**2, "relu": (c > 0) * 1.0, "identity": np.ones_like(c)}[spec.activation]
+    dz_h = dc * slope
+    dx = dx + p.W_h @ dz_h
+    grads["W_h"] += np.outer(x, dz_h)
+    grads["b_h"] += dz_h
+    if "h" in spec.candidate:
+        U = matrix(p.U_h)
+        if spec.reset == "before":
+            dr = U @ dz_h
+            df, dh = df + dr * h, dh + dr * f
+            add_recurrent(grads, "U_h", np.outer(f * h, dz_h))
+        elif spec.reset == "after":
+            df = df + dz_h * (U.T @ h + p.b_r)
+            dh = dh + U @ (f * dz_h)
+            add_recurrent(grads, "U_h", np.outer(h, f * dz_h))
+            grads["b_r"] += f * dz_h
+        else:
+            dh = dh + U @ dz_h
+            add_recurrent(grads, "U_h", np.outer(h, dz_h))
+    dz_f = df * f * (1 - f)
+    if "x" in spec.gate:
+        dx = dx + p.W_f @ dz_f
+        grads["W_f"] += np.outer(x, dz_f)
+    if "h" in spec.gate:
+        dh = dh + matrix(p.U_f) @ dz_f
+        add_recurrent(grads, "U_f", np.outer(h, dz_f))
+    if "b" in spec.gate:
+        grads["b_f"] += dz_f
+    return dh, dx
+
+
+def add_recurrent(grads, name, full):
+    grads[name] += np.diag(full) if grads[name].ndim == 1 else full
+
+
+def order(T, length, reverse):
+    """The time steps in the order in which a sequence of this length runs."""
+    steps = range(T if length is None else length)
+    return list(reversed(steps)) if reverse else list(steps)
+
+
+def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None):
+    """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H], and what ``backward`` needs."""
+    (T, B, _), H = xs.shape, h0.shape[1]
+    hs, h_last, kept = np.zeros((T, B, H)), np.zeros((B, H)), {}
+    for b in range(B):
+        h = h0[b]
+        for t in order(T, None if lengths is None else lengths[b], reverse):
+            if resets is not None and resets[t, b]:
+                h = h0[b]
+            h, kept[t, b] = one_step(spec, p, h, xs[t, b])
+            hs[t, b] = h
+        h_last[b] = h
+    return hs, h_last, kept
+
+
+def backward(spec, p, xs, h0, kept, dhs, dh_last, reverse=False, lengths=None, resets=None):
+    """The gradients of sum(dhs*hs) + sum(dh_last*h_last): a dict of the parameters', and of xs and h0."""
+    T, B, _ = xs.shape
+    grads = {name: np.zeros_like(value) for name in NAMES if (value := getattr(p, name)) is not None}
+    grads |= {"xs": np.zeros_like(xs), "h0": np.zeros_like(h0)}
+    for b in range(B):
+        dh = dh_last[b]
+        for t in reversed(order(T, None if lengths is None else lengths[b], reverse)):
+            dh, dx = one_step_backward(spec, p, kept[t, b], dh + dhs[t, b], grads)
+            grads["xs"][t, b] += dx
+            if resets is not None and resets[t, b]:
+                grads["h0"][b] += dh
+                dh = np.zeros_like(dh)
+        grads["h0"][b] += dh
+    return grads

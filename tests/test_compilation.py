@@ -1,0 +1,135 @@
+"""Compilation is behaviour: how often, how large, and what it depends on."""
+
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+import mgu_jax as mgu
+from tests import laws
+
+implementations = pytest.mark.parametrize("implementation", laws.IMPLEMENTATIONS)
+
+
+@pytest.fixture
+def compilations():
+    """Counts what XLA compiles during the test."""
+    seen = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@implementations
+def test_second_call_compiles_nothing(compilations, implementation):
+    """Outside of any jit: values, and gradients."""
+    params = mgu.init(jax.random.key(0), 3, 11)
+    others, xs = jax.tree.map(jnp.sin, params), jnp.ones((6, 2, 3))
+
+    def loss(params, xs):
+        return mgu.scan(params, xs, implementation=implementation)[1].sum()
+
+    for function in (loss, jax.grad(loss)):
+        function(params, xs)
+        assert compilations
+        compilations.clear()
+        function(others, xs)
+        assert not compilations
+
+
+@implementations
+def test_one_trace_for_a_whole_training_loop(implementation):
+    xs = jnp.ones((6, 2, 3))
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def update(params):
+        gradient = jax.grad(lambda p: jnp.sum(mgu.scan(p, xs, implementation=implementation)[0] ** 2))(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+
+    params = mgu.init(jax.random.key(0), 3, 4)
+    for _ in range(5):
+        params = update(params)
+    chex.clear_trace_counter()
+
+
+def equations(jaxpr):
+    """How many equations a program has, in all its loops and calls."""
+    inner = [
+        e for eqn in jaxpr.eqns for e in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr) if is_jaxpr(e)
+    ]
+    return len(jaxpr.eqns) + sum(equations(getattr(j, "jaxpr", j)) for j in inner)
+
+
+def is_jaxpr(value):
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+
+
+@implementations
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_tracing_does_not_depend_on_T(implementation, differentiate):
+    params = mgu.init(jax.random.key(0), 3, 4)
+
+    def loss(params, xs):
+        hs, h_last = mgu.scan(params, xs, implementation=implementation)
+        return jnp.sum(hs) + jnp.sum(h_last)
+
+    function = jax.grad(loss) if differentiate else loss
+    short, long = (equations(jax.make_jaxpr(function)(params, jnp.zeros((T, 2, 3))).jaxpr) for T in (5, 5000))
+    assert short == long > 10
+
+
+def test_time_grows_linearly_with_T():
+    """Ten times the steps in less than 25 times the time: a quadratic would take 100."""
+    params = mgu.init(jax.random.key(0), 4, 16)
+    step = jax.jit(jax.grad(lambda p, xs: jnp.sum(mgu.scan(p, xs)[0] ** 2)))
+
+    def seconds(T):
+        xs = jnp.ones((T, 2, 4))
+        jax.block_until_ready(step(params, xs))
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            jax.block_until_ready(step(params, xs))
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert seconds(20_000) < 25 * seconds(2_000)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_only_two_products_inside_each_loop(reverse):
+    """Input products and weight gradients stand outside of the loops over time."""
+    params, xs = mgu.init(jax.random.key(0), 3, 4), jnp.zeros((5, 2, 3))
+
+    def loss(params, xs):
+        return jnp.sum(mgu.scan(params, xs, reverse=reverse)[0] ** 2)
+
+    program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, xs).jaxpr
+
+    def loops(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "scan":
+                yield eqn.params["jaxpr"].jaxpr
+            else:
+                inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)
+                for j in filter(is_jaxpr, inner):
+                    yield from loops(getattr(j, "jaxpr", j))
+
+    def products(jaxpr):
+        inner = [
+            j for e in jaxpr.eqns for j in jax.tree.leaves(list(e.params.values()), is_leaf=is_jaxpr) if is_jaxpr(j)
+        ]
+        here = sum(e.primitive.name == "dot_general" for e in jaxpr.eqns)
+        return here + sum(products(getattr(j, "jaxpr", j)) for j in inner)
+
+    bodies = [products(body) for body in loops(program)]
+    assert bodies == [2, 2]  # forward, backward
+    assert products(program) == 4 + 8  # and outside: x W_f, x W_h; two of dx; dW_f, dU_f, dW_h, dU_h

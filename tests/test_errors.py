@@ -1,0 +1,300 @@
+"""Every wrong argument gets one sentence: the argument, the rule, what came."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mgu_jax as mgu
+from mgu_jax.reverse_only import SENTENCE
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return mgu.init(KEY, 32, 64)
+
+
+def raised(kind, function):
+    with pytest.raises(kind) as caught:
+        function()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+XS, H0 = jnp.zeros((100, 8, 32)), jnp.zeros((8, 64))
+
+SCAN = [
+    (
+        ValueError,
+        {"xs": jnp.zeros((100, 8, 16))},
+        "xs must have shape [T, ..., 32] (params.W_h is [32, 64]); got [100, 8, 16].",
+    ),
+    (ValueError, {"xs": jnp.zeros(32)}, "xs must have shape [T, ..., 32] (params.W_h is [32, 64]); got [32]."),
+    (ValueError, {"xs": jnp.zeros(())}, "xs must have shape [T, ..., 32] (params.W_h is [32, 64]); got []."),
+    (TypeError, {"xs": [[0.0] * 32]}, "xs must be an array; got a list."),
+    (TypeError, {"xs": None}, "xs must be an array; got None."),
+    (TypeError, {"xs": 1.5}, "xs must be an array; got 1.5."),
+    (TypeError, {"xs": XS.astype(int)}, "xs must be float32 (the dtype of params); got int32 [100, 8, 32]."),
+    (
+        TypeError,
+        {"xs": XS.astype(jnp.complex64)},
+        "xs must be float32 (the dtype of params); got complex64 [100, 8, 32].",
+    ),
+    (
+        TypeError,
+        {"xs": XS.astype(jnp.bfloat16)},
+        "xs must be float32 (the dtype of params); got bfloat16 [100, 8, 32].",
+    ),
+    (TypeError, {"xs": KEY}, "xs must be float32 (the dtype of params); got key<fry> []."),
+    (
+        ValueError,
+        {"h0": jnp.zeros((8, 32))},
+        "h0 must have shape [..., 64] (params.b_h is [64]); got [8, 32].",
+    ),
+    (
+        ValueError,
+        {"h0": jnp.zeros((4, 64))},
+        "h0 must have shape [8, 64] (the batch of xs and the width of params); got [4, 64].",
+    ),
+    (
+        ValueError,
+        {"h0": jnp.zeros(64)},
+        "h0 must have shape [8, 64] (the batch of xs and the width of params); got [64].",
+    ),
+    (
+        TypeError,
+        {"h0": H0.astype(jnp.float16)},
+        "h0 must be float32 (the dtype of params); got float16 [8, 64].",
+    ),
+    (TypeError, {"h0": [0.0] * 64}, "h0 must be an array; got a list."),
+    (
+        ValueError,
+        {"implementation": "fast"},
+        "implementation must be one of 'manual', 'autodiff'; got 'fast'.",
+    ),
+    (
+        ValueError,
+        {"precision": "exact"},
+        "precision must be one of None, 'default', 'high', 'highest'; got 'exact'.",
+    ),
+    (TypeError, {"cell": "MGU"}, "cell must be an mgu_jax.Cell, such as mgu_jax.MGU; got 'MGU'."),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong", "text"), SCAN, ids=[text[:50] for *_, text in SCAN])
+def test_scan(params, kind, wrong, text):
+    arguments = {"params": params, "xs": XS, "h0": H0} | wrong
+    assert raised(kind, lambda: mgu.scan(**arguments)) == text
+
+
+def test_errors_come_under_jit_too(params):
+    assert raised(ValueError, lambda: jax.jit(mgu.scan)(params, XS[..., :16])).startswith("xs must have shape")
+
+
+PARAMS = [
+    (TypeError, lambda p: tuple(p), "params must be an mgu_jax.Params, as mgu_jax.init makes it; got a tuple."),
+    (ValueError, lambda p: p._replace(W_f=None), "params.W_f must have shape [32, 64] (the cell needs it); got None."),
+    (
+        ValueError,
+        lambda p: p._replace(b_r=p.b_h),
+        "params.b_r must be None (the cell has no such term); got float32 [64].",
+    ),
+    (
+        ValueError,
+        lambda p: p._replace(U_f=p.W_f),
+        "params.U_f must have shape [64, 64] (params.W_h is [32, 64]); got [32, 64].",
+    ),
+    (
+        ValueError,
+        lambda p: p._replace(W_h=p.b_h),
+        "params.W_h must have shape [D, H] with D and H at least 1; got float32 [64].",
+    ),
+    (
+        ValueError,
+        lambda p: p._replace(W_h=None),
+        "params.W_h must have shape [D, H] with D and H at least 1; got None.",
+    ),
+    (
+        ValueError,
+        lambda p: p._replace(W_h=jnp.zeros((32, 0))),
+        "params.W_h must have shape [D, H] with D and H at least 1; got float32 [32, 0].",
+    ),
+    (TypeError, lambda p: p._replace(b_f=0.0), "params.b_f must be an array; got 0.0."),
+    (
+        TypeError,
+        lambda p: p._replace(b_f=p.b_f.astype(jnp.bfloat16)),
+        "params.b_f must be float32 (the dtype of params.W_h); got bfloat16 [64].",
+    ),
+    (
+        TypeError,
+        lambda p: jax.tree.map(lambda a: a.astype(int), p),
+        "params.W_h must be of a floating dtype; got int32 [32, 64].",
+    ),
+    (
+        TypeError,
+        lambda p: jax.tree.map(lambda a: a.astype(jnp.complex64), p),
+        "params.W_h must be of a floating dtype; got complex64 [32, 64].",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "spoil", "text"), PARAMS, ids=[text[:50] for *_, text in PARAMS])
+def test_params(params, kind, spoil, text):
+    assert raised(kind, lambda: mgu.scan(spoil(params), XS)) == text
+    assert raised(kind, lambda: mgu.step(spoil(params), H0, XS[0])) == text
+
+
+def test_numpy_float64_counts_as_what_jax_makes_of_it(params):
+    hs, _ = mgu.scan(params, np.zeros((5, 32)))
+    assert hs.dtype == jnp.float32
+    with jax.enable_x64(True):
+        text = raised(TypeError, lambda: mgu.scan(params, np.zeros((5, 32))))
+    assert text == "xs must be float32 (the dtype of params); got float64 [5, 32]."
+
+
+INIT = [
+    (ValueError, {"hidden_size": 0}, "hidden_size must be a whole number of at least 1; got 0."),
+    (ValueError, {"hidden_size": 2.0}, "hidden_size must be a whole number of at least 1; got 2.0."),
+    (ValueError, {"input_size": -1}, "input_size must be a whole number of at least 1; got -1."),
+    (ValueError, {"input_size": True}, "input_size must be a whole number of at least 1; got True."),
+    (TypeError, {"key": 0}, "key must be one PRNG key, as jax.random.key(0) makes it; got 0."),
+    (
+        TypeError,
+        {"key": jax.random.split(KEY)},
+        "key must be one PRNG key, as jax.random.key(0) makes it; got key<fry> [2].",
+    ),
+    (TypeError, {"key": jnp.zeros(2)}, "key must be one PRNG key, as jax.random.key(0) makes it; got float32 [2]."),
+    (
+        ValueError,
+        {"initializer": "he"},
+        "initializer must be one of 'orthogonal', 'glorot', 'uniform', 'notebook', 'notebook_normal'; got 'he'.",
+    ),
+    (ValueError, {"forget_bias": np.zeros(3)}, "forget_bias must be a number or [64]; got float64 [3]."),
+    (TypeError, {"dtype": jnp.int32}, "dtype must be a floating dtype; got int32."),
+    (TypeError, {"cell": None}, "cell must be an mgu_jax.Cell, such as mgu_jax.MGU; got None."),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong", "text"), INIT, ids=[text[:50] for *_, text in INIT])
+def test_init(kind, wrong, text):
+    arguments = {"key": KEY, "input_size": 32, "hidden_size": 64} | wrong
+    assert raised(kind, lambda: mgu.init(**arguments)) == text
+
+
+STEP = [
+    (ValueError, (H0, XS[0, :, :16]), "x must have shape [..., 32] (params.W_h is [32, 64]); got [8, 16]."),
+    (ValueError, (H0[:, :32], XS[0]), "h must have shape [..., 64] (params.b_h is [64]); got [8, 32]."),
+    (ValueError, (H0[:4], XS[0]), "h must have shape [8, 64] (the batch of x and the width of params); got [4, 64]."),
+    (TypeError, (None, XS[0]), "h must be an array; got None."),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "text"), STEP, ids=[text[:50] for *_, text in STEP])
+def test_step(params, kind, arguments, text):
+    assert raised(kind, lambda: mgu.step(params, *arguments)) == text
+
+
+def test_step_backward(params):
+    _, residuals = mgu.step_forward(params, H0, XS[0])
+    text = raised(ValueError, lambda: mgu.step_backward(params, residuals, H0[:4]))
+    assert text == "dh_next must have shape [8, 64] (the shape of the state); got [4, 64]."
+    text = raised(TypeError, lambda: mgu.step_backward(params, tuple(residuals), H0))
+    assert text == "residuals must be a Residuals, as step_forward makes it; got a tuple."
+
+
+CELL = [
+    ({"reset": "never"}, "reset must be one of 'before', 'after', 'none'; got 'never'."),
+    ({"gate": "hx"}, "gate must be one of 'xhb', 'xh', 'xb', 'hb', 'x', 'h', 'b'; got 'hx'."),
+    ({"update": "z"}, "update must be one of 'f', '1-f'; got 'z'."),
+    ({"activation": "gelu"}, "activation must be one of 'tanh', 'relu', 'identity'; got 'gelu'."),
+    ({"recurrence": "sparse"}, "recurrence must be one of 'dense', 'diagonal'; got 'sparse'."),
+    ({"candidate": "b"}, "candidate must be one of 'xhb', 'xb'; got 'b'."),
+    ({"candidate": "xb"}, "reset must be 'none' for a candidate that does not see the state; got 'before'."),
+]
+
+
+@pytest.mark.parametrize(("wrong", "text"), CELL, ids=[text[:50] for *_, text in CELL])
+def test_cell(wrong, text):
+    assert raised(ValueError, lambda: mgu.Cell(**wrong)) == text
+
+
+@pytest.mark.parametrize(
+    "forward_mode",
+    [
+        lambda f, x: jax.jvp(f, (x,), (x,)),
+        lambda f, x: jax.jvp(jax.jit(f), (x,), (x,)),
+        lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
+        lambda f, x: jax.jacfwd(f)(x),
+        lambda f, x: jax.linearize(f, x)[1](x),
+    ],
+    ids=["jvp", "jvp of jit", "jit of jvp", "jacfwd", "linearize"],
+)
+def test_forward_mode_points_to_autodiff(forward_mode):
+    params, x = mgu.init(KEY, 2, 3), jnp.ones((4, 1, 2))
+    assert raised(TypeError, lambda: forward_mode(lambda x: mgu.scan(params, x)[0], x)) == SENTENCE
+    assert "implementation='autodiff'" in SENTENCE
+    forward_mode(lambda x: mgu.scan(params, x, implementation="autodiff")[0], x)
+
+
+MODEL = [
+    ({"hidden_sizes": ()}, "hidden_sizes must be a tuple of at least one width; got ()."),
+    ({"hidden_sizes": 64}, "hidden_sizes must be a tuple of at least one width; got 64."),
+    ({"hidden_sizes": (64, 0)}, "hidden_sizes[1] must be a whole number of at least 1; got 0."),
+    ({"output_size": 0}, "output_size must be a whole number of at least 1; got 0."),
+    ({"readout": "first"}, "readout must be one of 'all', 'last'; got 'first'."),
+    ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff'; got 'fast'."),
+]
+
+
+@pytest.mark.parametrize(("wrong", "text"), MODEL, ids=[text[:50] for *_, text in MODEL])
+def test_model(wrong, text):
+    arguments = {"input_size": 3, "hidden_sizes": (4,), "output_size": 2} | wrong
+    assert raised(ValueError, lambda: mgu.model(**arguments)) == text
+
+
+def test_model_apply(params):
+    model = mgu.model(32, (64,), 3)
+    text = raised(TypeError, lambda: model.apply(params, XS))
+    assert text == "params must be a ModelParams, as model.init makes it; got a Params."
+    text = raised(TypeError, lambda: model.init(0))
+    assert text == "key must be one PRNG key, as jax.random.key(0) makes it; got 0."
+
+
+def data(samples=4, **changes):
+    return mgu.Data(np.zeros((samples, 5, 3), np.float32), np.zeros(samples, np.int32))._replace(**changes)
+
+
+TRAIN = [
+    (TypeError, {"data": None}, "data must be a Data(xs, targets); got None."),
+    (TypeError, {"data": data(xs=[1])}, "data.xs must be an array; got a list."),
+    (ValueError, {"data": data(xs=np.zeros((4, 5)))}, "data.xs must have shape [N, T, D]; got [4, 5]."),
+    (ValueError, {"data": data(targets=np.zeros(3))}, "data.targets must have 4 samples, as data.xs; got 3."),
+    (ValueError, {"data": data(0)}, "data must have at least as many samples as a batch, 2; got 0."),
+    (ValueError, {"data": data(1)}, "data must have at least as many samples as a batch, 2; got 1."),
+    (ValueError, {"steps": 0}, "steps must be a whole number of at least 1; got 0."),
+    (ValueError, {"chunk_steps": 0}, "chunk_steps must be a whole number of at least 1; got 0."),
+    (TypeError, {"key": 1}, "key must be one PRNG key, as jax.random.key(0) makes it; got 1."),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong", "text"), TRAIN, ids=[text[:50] for *_, text in TRAIN])
+def test_fit(kind, wrong, text):
+    recipe = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), batch_size=2)
+    arguments = {"data": data(), "steps": 1, "key": KEY} | wrong
+    assert raised(kind, lambda: mgu.fit(recipe, **arguments)) == text
+
+
+def test_recipe():
+    model = mgu.model(3, (4,), 2)
+    assert raised(ValueError, lambda: mgu.Recipe(model, batch_size=0)).startswith("batch_size must be a whole number")
+
+
+def test_check_gradients(params):
+    text = raised(ValueError, lambda: mgu.check_gradients(params, XS, directions=0))
+    assert text == "directions must be a whole number of at least 1; got 0."
+    text = raised(ValueError, lambda: mgu.check_gradients(params, XS[..., :16]))
+    assert text == "xs must have shape [T, ..., 32] (params.W_h is [32, 64]); got [100, 8, 16]."

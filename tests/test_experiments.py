@@ -1,0 +1,201 @@
+"""Every experiment in its quick size, as a user types it, and what the command line promises."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.__main__ import NAMES, main
+from experiments.run import BadRequest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def as_a_user(monkeypatch):
+    """Not in the strict arithmetic of the tests: optax promotes. No data folder unless a test names one."""
+    monkeypatch.delenv("MGU_JAX_DATA", raising=False)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def png(path):
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_list_names_every_experiment(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in NAMES)
+    assert main([]) == 0
+
+
+def test_wrong_name_and_wrong_flag_end_with_2(capsys):
+    assert main(["digit"]) == 2
+    assert capsys.readouterr().err == (f"error: NAME must be one of {', '.join(NAMES)} or list; got 'digit'.\n")
+    for flags in (["--bogus"], ["--seed", "x"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["digits", *flags])
+        assert caught.value.code == 2
+
+
+def test_digits(tmp_path, capsys):
+    assert run("digits", "--quick", "--out", tmp_path / "a") == 0
+    text = capsys.readouterr().out
+    assert "recurrent parameters  MGU 35,072   GRU 52,608   LSTM 70,144" in text
+    config, result = (json.loads((tmp_path / "a" / name).read_text()) for name in ("config.json", "result.json"))
+    assert config["settings"]["quick"] is True
+    assert config["versions"]["jax"] == jax.__version__
+    assert len(config["data"]["sklearn.datasets.load_digits"]) == 64
+    assert result["accuracy"] > 0.6
+    assert result["recurrent_parameters"] == {"MGU": 35_072, "GRU": 52_608, "LSTM": 70_144}
+    assert [(row["step"], row["split"]) for row in lines(tmp_path / "a")] == [
+        (step, split) for step in (42, 84) for split in ("train", "test")
+    ]
+    assert png(tmp_path / "a" / "learning_curve.png")
+    assert png(tmp_path / "a" / "gates.png")
+
+    # The same seed, the same result; another seed, another one.
+    run("digits", "--quick", "--out", tmp_path / "b")
+    run("digits", "--quick", "--out", tmp_path / "c", "--seed", 1)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert lines(tmp_path / "a") != lines(tmp_path / "c")
+
+
+def test_an_earlier_run_is_kept(tmp_path, capsys):
+    for _ in range(3):
+        run("notebook", "--out", tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+    assert f"{tmp_path / 'run'} held a run already; it is now {tmp_path / 'run.2'}." in capsys.readouterr().out
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    """Killed without warning between two checkpoints, then resumed: the same metrics, the same result."""
+    flags = ["digits", "--steps", "840", "--hidden-size", "16"]
+    assert run(*flags, "--out", tmp_path / "whole") == 0
+    command = [sys.executable, "-m", "experiments", *flags, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 8):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    with metrics.open("a") as file:
+        file.write('{"step": 999, "spl')  # the kill may come in the middle of a line
+    assert run(*flags, "--out", tmp_path / "killed", "--resume") == 0
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")]
+    assert results[0]["loss"] == results[1]["loss"]
+
+
+def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
+    assert run("digits", "--quick", "--out", tmp_path / "none", "--resume") == 2
+    assert "--resume needs a run to go on with; there is none in" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    run("digits", "--quick", "--steps", 42, "--out", tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert run("digits", "--quick", "--steps", 42, "--out", tmp_path / "run", "--resume", "--seed", 5) == 2
+    assert "seed was 0; got 5." in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert run("notebook", "--out", tmp_path / "file" / "run") == 2
+    assert capsys.readouterr().err.startswith("error: --out must be a folder that can be written; got")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_notebook(tmp_path, capsys):
+    """The notebook's own test: the loss falls, at every time step, and the gradients hold."""
+    assert run("notebook", "--out", tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(result["loss"]) == 10
+    assert np.all(np.diff(result["loss"][:5]) < 0)
+    first, last = (np.array(result["loss_per_time_step"][i]) for i in ("1", "10"))
+    assert first.shape == (10,)
+    assert np.all(last < 0.2 * first)
+    np.testing.assert_allclose(first.mean(), result["loss"][0], rtol=1e-5)
+    assert result["worst_gradient_error"]["autodiff"] < 2e-5
+    text = capsys.readouterr().out
+    assert "loss per time step, iteration  1:" in text
+    assert "loss per time step, iteration 10:" in text
+    assert "manual:differences" in text
+    assert png(tmp_path / "run" / "loss_per_time_step.png")
+
+
+def test_gradients(tmp_path, capsys):
+    assert run("gradients", "--quick", "--out", tmp_path / "run") == 0
+    worst = json.loads((tmp_path / "run" / "result.json").read_text())["worst_against_autodiff"]
+    assert worst["float64"] < 1e-12
+    assert worst["float32"] < 2e-5
+    assert "worst against autodiff" in capsys.readouterr().out
+
+
+def test_mnist_without_the_files_is_one_sentence(tmp_path, capsys):
+    for flags in ([], ["--data-dir", tmp_path]):
+        assert run("mnist-rows", "--out", tmp_path / "run", *flags) == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1
+        assert "train-images-idx3-ubyte.gz" in text
+        assert "--data-dir or MGU_JAX_DATA" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"another file"), gzip.compress(b"a" * 99)[:-9]])
+def test_a_damaged_file_is_named(tmp_path, content):
+    name = "train-images-idx3-ubyte.gz"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadRequest, match=f"{name} is damaged or another file than the published one: get the four"):
+        data.mnist(tmp_path)
+
+
+MNIST = os.environ.get("MGU_JAX_DATA")
+
+
+@pytest.mark.skipif(not MNIST, reason="MGU_JAX_DATA names no folder with the MNIST files")
+def test_mnist_rows_on_the_real_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MGU_JAX_DATA", str(MNIST))
+    mnist = data.mnist(None)
+    assert mnist.train.xs.shape == (60_000, 28, 28)
+    assert np.bincount(mnist.test.targets).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert mnist.train.xs.max() == 1
+    assert run("mnist-rows", "--quick", "--out", tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["recurrent_parameters"]["MGU"] == 25_800
+    assert result["accuracy"] > 0.2
+
+
+@pytest.mark.slow
+def test_digits_reach_97_percent_in_90_seconds(tmp_path):
+    began = time.perf_counter()
+    assert run("digits", "--out", tmp_path / "run") == 0
+    assert time.perf_counter() - began < 90
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"] >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MNIST, reason="MGU_JAX_DATA names no folder with the MNIST files")
+def test_mnist_rows_reach_98_7_percent_in_15_epochs(tmp_path):
+    assert run("mnist-rows", "--data-dir", MNIST, "--out", tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["accuracy"] >= 0.987
+    assert result["steps"] == 9000

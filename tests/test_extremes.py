@@ -1,0 +1,54 @@
+"""Saturated and extreme inputs: finite outputs and gradients wherever the true ones are finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mgu_jax as mgu
+from tests import laws
+
+LARGEST, DENORMAL = float(np.finfo(np.float32).max), 1e-42
+
+
+def exactly_one_input(cell, x, h):
+    """D = H = 1 and weights below 1 in size, so that no true product overflows."""
+    case = laws.case(cell, 3, (1,), 1, 1)
+    params = jax.tree.map(lambda a: np.clip(a, -0.9, 0.9), case.params)
+    return case._replace(params=params, xs=np.full_like(case.xs, x), h0=np.full_like(case.h0, h))
+
+
+@pytest.mark.parametrize("implementation", laws.IMPLEMENTATIONS)
+@pytest.mark.parametrize("cell", laws.CELLS.values(), ids=laws.CELLS.keys())
+@pytest.mark.parametrize("h", [0.0, 1.0, -1e4, DENORMAL])
+@pytest.mark.parametrize("x", [1e4, -1e4, DENORMAL, -DENORMAL, LARGEST, -LARGEST, 0.0])
+def test_finite_where_the_truth_is(cell, implementation, x, h):
+    case = exactly_one_input(cell, x, h)
+    (hs, h_last), grads = laws.gradients(case, "float32", cell, implementation=implementation)
+    (true_hs, _), true_grads = laws.expected(case, cell)
+    assert np.isfinite(hs).all()
+    assert np.isfinite(h_last).all()
+    np.testing.assert_allclose(hs, true_hs, rtol=2e-5, atol=1e-30)
+    for name, gradient in grads.items():
+        representable = np.abs(true_grads[name]) < LARGEST
+        assert np.isfinite(np.asarray(gradient)[representable]).all(), name
+
+
+@pytest.mark.parametrize("implementation", laws.IMPLEMENTATIONS)
+def test_a_saturated_gate_overwrites_or_keeps_exactly(implementation):
+    params = mgu.init(jax.random.key(0), 2, 3)
+    xs, h0 = jnp.ones((4, 1, 2)), jnp.full((1, 3), 0.7)
+    kept, _ = mgu.scan(params._replace(b_f=jnp.full(3, -1e4)), xs, h0, implementation=implementation)
+    np.testing.assert_array_equal(kept, np.full((4, 1, 3), np.float32(0.7)))
+    overwrite = params._replace(b_f=jnp.full(3, 1e4), U_f=jnp.zeros((3, 3)), U_h=jnp.zeros((3, 3)))
+    far, _ = mgu.scan(overwrite, xs, jnp.full((1, 3), 1e30), implementation=implementation)
+    near, _ = mgu.scan(overwrite, xs, h0, implementation=implementation)
+    np.testing.assert_array_equal(far, near)
+
+
+def test_a_long_sequence_stays_finite():
+    params = mgu.init(jax.random.key(0), 2, 8)
+    xs = jax.random.normal(jax.random.key(1), (5000, 1, 2))
+    value, gradient = jax.value_and_grad(lambda p: jnp.sum(mgu.scan(p, xs)[0] ** 2))(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))

@@ -1,0 +1,79 @@
+"""check_gradients as a user meets it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mgu_jax as mgu
+from mgu_jax import sequence
+from tests import laws
+
+
+@pytest.mark.parametrize("cell", laws.CELLS.values(), ids=laws.CELLS.keys())
+@pytest.mark.parametrize("reverse", [False, True])
+def test_report(dtype, cell, reverse):
+    params, xs, h0 = laws.cast(laws.case(cell, 9)[:3], dtype)
+    report = mgu.check_gradients(params, xs, h0, cell=cell, reverse=reverse)
+    names = [name for name, value in params._asdict().items() if value is not None]
+    assert [row.name for row in report.rows] == [*names, "xs", "h0"]
+    assert report.dtype == dtype
+    assert report.worst <= laws.TOLERANCE[dtype]
+    assert report.worst_differences <= (1e-8 if dtype == "float64" else 2e-5)
+    assert max(row.reference for row in report.rows) <= (1e-8 if dtype == "float64" else 2e-5)
+    lines = str(report).splitlines()
+    assert lines[0] == f"gradients in {dtype}, relative errors"
+    assert "manual:autodiff" in lines[1]
+    assert "manual:differences" in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == [row.name for row in report.rows]
+
+
+def test_it_leaves_the_configuration_alone():
+    params = mgu.init(jax.random.key(0), 2, 3)
+    mgu.check_gradients(params, jnp.ones((4, 2, 2)))
+    assert jnp.ones(1).dtype == jnp.float32
+    assert not jax.config.jax_enable_x64
+
+
+def test_without_a_batch_axis_and_of_autodiff_itself(x64):
+    params = mgu.init(jax.random.key(0), 2, 3, dtype=jnp.float64)
+    report = mgu.check_gradients(params, np.ones((4, 2)), implementation="autodiff", key=jax.random.key(5))
+    assert report.worst == 0
+    assert report.worst_differences < 1e-8
+    assert "autodiff:autodiff" in str(report)
+
+
+def test_empty_sequence(x64):
+    params = mgu.init(jax.random.key(0), 2, 3, dtype=jnp.float64)
+    report = mgu.check_gradients(params, jnp.zeros((0, 2, 2)))
+    assert report.worst == 0
+    assert report.worst_differences < 1e-8
+
+
+@pytest.mark.parametrize("fault", ["no direct path of the gate", "dW_h from the wrong factor", "h0 forgotten"])
+def test_a_wrong_gradient_is_found(x64, monkeypatch, fault):
+    """Faults of the notebook's kind, planted in an implementation that is right in its values."""
+
+    @jax.custom_gradient
+    def wrong(params, xs, h0):
+        outputs, pullback = jax.vjp(lambda *a: sequence.definition(sequence.Plan(), *a), params, xs, h0)
+
+        def backward(cotangents):
+            dparams, dxs, dh0 = pullback(cotangents)
+            if fault.startswith("no"):
+                dparams = dparams._replace(W_f=0.9 * dparams.W_f)
+            elif fault.startswith("dW_h"):
+                dparams = dparams._replace(W_h=dparams.W_f)
+            else:
+                dh0 = jnp.zeros_like(dh0)
+            return dparams, dxs, dh0
+
+        return outputs, backward
+
+    monkeypatch.setitem(sequence.IMPLEMENTATIONS, "wrong", lambda plan, *arguments: wrong(*arguments))
+    params, xs, h0 = laws.cast(laws.case(mgu.MGU)[:3], "float64")
+    report = mgu.check_gradients(params, xs, h0, implementation="wrong")
+    guilty = {"no": "W_f", "dW": "W_h", "h0": "h0"}[fault[:2]]
+    for row in report.rows:
+        assert (row.autodiff > 0.05) == (row.differences > 0.05) == (row.name == guilty)
+        assert row.reference < 1e-8

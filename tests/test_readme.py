@@ -1,0 +1,70 @@
+"""What the README says is true: its code runs, and its figures are those of the result files."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.__main__ import NAMES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def result(name):
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
+def test_the_code_blocks_run_one_after_the_other(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    names = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(block, names)
+    assert names["h_last"].shape == (16, 100)
+    assert names["losses"].shape == (200,)
+    assert "manual:autodiff" in capsys.readouterr().out
+
+
+def figures():
+    """The README's figures, made from the files."""
+    digits, rows, notebook = result("digits"), result("mnist-rows"), result("notebook")
+    counts = digits["recurrent_parameters"]
+    yield f"| test accuracy | {100 * digits['accuracy']:.2f} % of {digits['test_samples']} |"
+    yield f"| test loss | {digits['loss']:.4f} nats |"
+    yield f"| recurrent parameters | MGU {counts['MGU']:,}, GRU {counts['GRU']:,}, LSTM {counts['LSTM']:,} |"
+    yield f"| {100 * digits['accuracy']:.2f} % of 450 held-out digits | {digits['seconds']:.0f} |"
+    yield (
+        f"| {100 * rows['accuracy']:.2f} % of the 10,000 test digits after 15 epochs, "
+        f"{rows['recurrent_parameters']['MGU']:,} recurrent parameters | {rows['seconds']:.0f} |"
+    )
+    yield f"| the loss falls from {notebook['loss'][0]:.4f} to {notebook['loss'][-1]:.4f} in ten iterations |"
+    for dtype in ("float64", "float32"):
+        row = [r for r in result("gradients")["rows"] if r["dtype"] == dtype]
+        errors = [max(r[kind] for r in row) for kind in ("autodiff", "differences")]
+        yield f"| {dtype} | {errors[0]:.1e} | {errors[1]:.1e} |"
+
+
+@pytest.mark.parametrize("line", list(figures()))
+def test_figures_come_from_the_files(line):
+    assert line in README
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "experiments" / "results").glob("*.json")])
+def test_every_result_names_what_made_it(name):
+    made = result(name)
+    assert made["command"] == f"python -m experiments {name}"
+    assert made["versions"]["jax"]
+    assert made["device"]
+
+
+def test_every_experiment_stands_in_the_table():
+    assert all(f"`python -m experiments {name}`" in README for name in NAMES)
+
+
+def test_pictures_are_there():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / path).is_file()
