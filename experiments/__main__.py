@@ -1,10 +1,14 @@
 """``python -m experiments NAME [--flags]`` runs an experiment; ``python -m experiments list`` names them all.
 
-Exit status: 0 when the run did what it was asked, 2 for a wrong flag or data that are not there, 1 for anything else.
+Exit status: 0 when the run did what it was asked, 2 for a wrong flag or data that are not there, 130
+after Ctrl-C, 1 for anything else.
 """
 
 import importlib
 import sys
+
+from experiments.run import BadRequest, parse
+from mgu_jax import NotFinite
 
 NAMES = ("digits", "mnist-rows", "notebook", "gradients")
 
@@ -25,18 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in NAMES:
             print(f"error: NAME must be one of {', '.join(NAMES)} or list; got {name!r}.", file=sys.stderr)
             return 2
-        from experiments.run import BadRequest, parse
-    except ImportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    module = _module(name)
-    config = parse(module.Config, name, flags, module.__doc__)
-    try:
-        module.main(config)
+        module = _module(name)
+        module.main(parse(module.Config, name, flags, module.__doc__))
     except BadRequest as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ImportError as error:  # an extra that is not installed; the sentence names it
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    except (ImportError, NotFinite) as error:  # an extra that is not installed, or training that failed: one sentence
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

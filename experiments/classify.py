@@ -10,9 +10,10 @@ import numpy as np
 import mgu_jax as mgu
 from experiments import plots
 from experiments.data import DataSet
-from experiments.run import Common, Run
+from experiments.run import BadRequest, Common, Run
 from mgu_jax.checkpoint import Checkpoints
-from mgu_jax.train import accuracy, adam, cross_entropy, start
+from mgu_jax.losses import accuracy, cross_entropy
+from mgu_jax.train import adam, start
 
 
 def classify(
@@ -27,10 +28,13 @@ def classify(
         hyper, steps: of the training; Adam, cosine decay to zero over all steps.
         sizes: ``batch_size`` and ``chunk_steps``; the test set is evaluated, logged and saved after every chunk.
     """
-    run = Run(name, config, data.sources)
+    batch_size, samples = sizes["batch_size"], len(data.train.xs)
+    if batch_size > samples:
+        raise BadRequest(f"--batch-size must be at most the {samples:,} training samples; got {batch_size:,}.")
+    run = Run(name, config, data.sources, hyper._asdict() | sizes | {"total_steps": steps})
     input_size, classes = data.train.xs.shape[2], int(data.train.targets.max()) + 1
     model = mgu.model(input_size, (hidden_size,), classes, readout="last")
-    recipe = mgu.Recipe(model, cross_entropy, partial(adam, total_steps=steps), sizes["batch_size"])
+    recipe = mgu.Recipe(model, cross_entropy, partial(adam, total_steps=steps), batch_size)
     key = jax.random.key(config.seed)
     began = time.perf_counter()
 
@@ -39,8 +43,9 @@ def classify(
         if config.resume and (saved := checkpoints.restore(state)) is not None:
             state = saved
         run.rewind(int(state.step))
-        if int(state.step):
-            print(f"going on from step {int(state.step)} of {steps}.")
+        resumed_from = int(state.step)
+        if resumed_from:
+            print(f"going on from step {resumed_from} of {steps}.")
 
         def on_chunk(state: mgu.TrainState, losses: np.ndarray) -> str:
             step = int(state.step)
@@ -75,7 +80,8 @@ def classify(
             "GRU": mgu.gru_count(input_size, hidden_size),
             "LSTM": mgu.lstm_count(input_size, hidden_size),
         },
-        "seconds": seconds,
+        "seconds": seconds,  # of this process: those after the step that it resumed from
+        "resumed_from": resumed_from,
     }
     run.finish(result)
     plots.learning_curve(run.path("learning_curve.png"), run.metrics(), name)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import mgu_jax as mgu
-from experiments.run import Common, Run
+from experiments.run import BadRequest, Common, Run
 
 # B, T, D, H
 SIZES = ((1, 256, 16, 64), (16, 256, 16, 64), (32, 128, 64, 128), (100, 28, 28, 100), (64, 128, 128, 256))
@@ -18,12 +18,15 @@ SIZES = ((1, 256, 16, 64), (16, 256, 16, 64), (32, 128, 64, 128), (100, 28, 28, 
 
 @dataclass(frozen=True)
 class Config(Common):
-    """The flags of gradients (--steps has no meaning here)."""
+    """The flags of gradients."""
 
 
 def main(config: Config) -> None:
     """Check all sizes and print the table."""
+    if config.steps is not None:
+        raise BadRequest("--steps has no meaning for gradients, which takes no optimiser step.")
     run = Run("gradients", config, {})
+    run.rewind(0)  # a run that resumes begins again, to the same bits
     sizes = ((3, 7, 4, 5),) if config.quick else SIZES
     print(f"{'B, T, D, H':20}{'dtype':10}{'manual:autodiff':>17}{'manual:differences':>20}")
     rows = []
@@ -37,6 +40,7 @@ def main(config: Config) -> None:
                 report = mgu.check_gradients(params, xs, h0, key=keys[3])
                 worst = {"autodiff": report.worst, "differences": report.worst_differences}
                 rows.append({"size": size, "dtype": report.dtype} | worst)
+                run.log(len(rows), report.dtype, **worst)
                 name = ", ".join(map(str, size))
                 print(f"{name:20}{report.dtype:10}{report.worst:17.1e}{report.worst_differences:20.1e}", flush=True)
     worst = {dtype: max(r["autodiff"] for r in rows if r["dtype"] == dtype) for dtype in ("float64", "float32")}

@@ -89,7 +89,7 @@ def digits_and_gates(path: Path, model: mgu.Model, params: mgu.ModelParams, data
         image = bottom.imshow(
             gates[:, i, order], cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
-        bottom.set(xlabel="hidden unit", yticks=[] if i else range(0, len(gates), max(1, len(gates) // 4)))
+        bottom.set(xlabel="hidden unit, by mean f", yticks=[] if i else range(0, len(gates), max(1, len(gates) // 4)))
     axes[0, 0].set_ylabel("row of pixels")
     axes[1, 0].set_ylabel("time step (row read)")
     if image is not None:

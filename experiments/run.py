@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import sys
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from mgu_jax.extras import require
+import mgu_jax
+from mgu_jax.extras import look_for, require
 
 
 class BadRequest(Exception):
@@ -36,19 +38,36 @@ class Common:
     quick: bool = False
     """A small size that ends in seconds."""
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            if field.name == "seed":
+                if not 0 <= value < 2**32:
+                    raise BadRequest(f"{flag} must be a whole number in [0, 2^32); got {value}.")
+            elif isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
+                raise BadRequest(f"{flag} must be a number above 0; got {value}.")
+
 
 Config = TypeVar("Config", bound=Common)
+NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm", "orbax.checkpoint")
 
 
 def parse(config: type[Config], name: str, flags: list[str], text: str | None) -> Config:
-    """The settings that the flags ask for. A wrong flag ends the process with status 2."""
+    """The settings that the flags ask for. A wrong flag ends the process with status 2.
+
+    Raises:
+        ImportError: something that an experiment may need later is not installed; better now than after training.
+        BadRequest: a value that cannot be.
+    """
+    look_for(NEEDED, "experiments")
     tyro = require("tyro", "experiments")
     return tyro.cli(config, args=flags, prog=f"python -m experiments {name}", description=text)
 
 
 def _versions() -> dict[str, str]:
-    names = ("mgu_jax", "jax", "jaxlib", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    names = ("jax", "jaxlib", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
+    made_by = {"python": platform.python_version(), "mgu_jax": mgu_jax.__version__}
+    return made_by | {name: metadata.version(name) for name in names}
 
 
 def _settings(config: Common) -> dict[str, Any]:
@@ -64,18 +83,19 @@ class Run:
         name: the experiment's.
         config: its settings.
         sources: data source -> sha256, for config.json.
+        resolved: settings that follow from the flags, for config.json.
 
     Raises:
         BadRequest: nothing to resume, a run with other settings, or a folder that cannot be written.
     """
 
-    def __init__(self, name: str, config: Common, sources: dict[str, str]):
-        self.name = name
+    def __init__(self, name: str, config: Common, sources: dict[str, str], resolved: dict[str, Any] | None = None):
         self.folder = Path(config.out) if config.out else Path("runs") / name
         self.record = {
             "experiment": name,
             "command": " ".join(["python", "-m", "experiments", *sys.argv[1:]]),
-            "settings": _settings(config),
+            "settings": _settings(config) | (resolved or {}),
+            "data_dir": str(config.data_dir or os.environ.get("MGU_JAX_DATA")),
             "versions": _versions(),
             "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores",
             "data": sources,
@@ -93,6 +113,9 @@ class Run:
             if not present:
                 raise BadRequest(f"--resume needs a run to go on with; there is none in {self.folder}.")
             before = json.loads(self.path("config.json").read_text())
+            if before["experiment"] != record["experiment"]:
+                other = before["experiment"]
+                raise BadRequest(f"--resume needs a run of {record['experiment']}; {self.folder} holds one of {other}.")
             for part in ("settings", "data"):
                 for key in sorted(before[part].keys() | record[part].keys()):
                     if before[part].get(key) != record[part].get(key):
@@ -102,14 +125,14 @@ class Run:
                         )
             return
         if present:
-            number = 1
-            while (kept := self.folder.with_name(f"{self.folder.name}.{number}")).exists():
+            number, whole = 1, self.folder.resolve()
+            while (kept := whole.with_name(f"{whole.name}.{number}")).exists():
                 number += 1
-            self.folder.rename(kept)
-            print(f"{self.folder} held a run already; it is now {kept}.")
+            whole.rename(kept)
+            print(f"{self.folder} held a run already; it is now {self.folder.with_name(kept.name)}.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", record)
         self.path("metrics.jsonl").write_text("")
+        self.write("config.json", record)  # last, since it says that the folder holds a run
 
     def finish(self, figures: dict[str, Any]) -> None:
         """Write result.json: the final figures, with what made them."""

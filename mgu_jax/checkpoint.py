@@ -4,6 +4,10 @@ orbax writes a checkpoint beside its final place and renames it when it is whole
 leaves the last good one.
 """
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,24 @@ import jax
 from mgu_jax.extras import require
 
 
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold an interrupt back until the block is done: orbax may hang where one comes in the middle of its work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread alone
+        return
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own, named by their step; the newest ``keep`` stay.
-
-    Writing goes on while training does; leaving the ``with`` block waits for it.
 
     Raises:
         ImportError: orbax is not installed.
@@ -23,7 +41,8 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 2):
         self._orbax = require("orbax.checkpoint", "experiments")
-        options = self._orbax.CheckpointManagerOptions(max_to_keep=keep)
+        # A state of this size is written in milliseconds, and what save returned from is there for certain.
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = self._orbax.CheckpointManager(Path(folder).resolve(), options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -33,8 +52,9 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, state: Any) -> None:
-        """Save a pytree of arrays as the checkpoint of this step."""
-        self._manager.save(step, args=self._orbax.args.StandardSave(state))
+        """Save a pytree of arrays as the checkpoint of this step. It is on disk when this returns."""
+        with _ctrl_c_waits():
+            self._manager.save(step, args=self._orbax.args.StandardSave(state))
 
     def restore(self, like: Any) -> Any | None:
         """The newest checkpoint, with the structure, shapes and dtypes of ``like``; ``None`` if there is none yet."""

@@ -7,6 +7,7 @@ Only static shapes and dtypes are looked at, so the checks cost nothing under ``
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,24 +32,50 @@ def dtype_of(value: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(value.dtype)
 
 
-def check_size(name: str, value: Any) -> None:
-    """``value`` counts features, so it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {describe(value)}.")
+def check_size(name: str, value: Any, least: int = 1) -> None:
+    """``value`` counts something, so it is a whole number, of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}; got {describe(value)}.")
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether the value can be looked at: not traced."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def check_rate(name: str, value: Any) -> None:
+    """``value`` is the probability of dropping something; a traced one is taken as it is."""
+    if not is_number(value) or (is_concrete(value) and not 0 <= float(value) < 1):
+        raise ValueError(f"{name} must be a number in [0, 1); got {describe(value)}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:
     """``value`` is one of the names."""
-    if value not in choices:
+    if not isinstance(value, str | bool | None) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {describe(value)}.")
 
 
 def check_key(name: str, key: Any) -> None:
     """``key`` is one PRNG key, of the new kind (a key dtype) or of the old (a row of uint32)."""
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    if is_array and ((_is_key(key) and key.ndim == 0) or (key.dtype == jnp.uint32 and key.ndim == 1)):
-        return
+    if isinstance(key, jax.Array | np.ndarray):
+        old = (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)  # pyright: ignore (set at run time)
+        if (_is_key(key) and key.ndim == 0) or (key.dtype == jnp.uint32 and key.shape == old):
+            return
     raise TypeError(f"{name} must be one PRNG key, as jax.random.key(0) makes it; got {describe(key)}.")
+
+
+def check_floating(name: str, dtype: Any) -> None:
+    """``dtype`` is one that parameters may have."""
+    known = dtype_name(name, dtype)
+    if known not in ("float32", "float64", "bfloat16", "float16"):
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16; got {known}.")
+
+
+def is_number(value: Any) -> bool:
+    """A real number, of Python, NumPy or JAX; it may be traced."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return value.shape == () and not _is_key(value) and not jnp.issubdtype(value.dtype, jnp.complexfloating)
+    return isinstance(value, int | float)
 
 
 def check_array(name: str, value: Any, dtype: Any, why: str) -> None:
@@ -110,3 +137,35 @@ def check_shape(name: str, value: Any, shape: tuple[int, ...], why: str) -> None
     """``value`` has exactly this shape."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)} ({why}); got {list(value.shape)}.")
+
+
+def dtype_name(name: str, value: Any) -> str | None:
+    """The name of a floating dtype, or ``None``."""
+    try:
+        return None if value is None else jnp.dtype(value).name
+    except TypeError:
+        raise TypeError(f"{name} must be a dtype; got {describe(value)}.") from None
+
+
+def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...]) -> None:
+    """Whole numbers in [0, T], one a sequence; values are looked at only where they are not traced."""
+    if lengths is None:
+        return
+    if not isinstance(lengths, jax.Array | np.ndarray):
+        raise TypeError(f"lengths must be an array of whole numbers; got {describe(lengths)}.")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"lengths must be an array of whole numbers; got {describe(lengths)}.")
+    check_shape("lengths", lengths, batch, "the batch of xs")
+    if is_concrete(lengths) and lengths.size:
+        outside = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > steps)]
+        if outside.size:
+            raise ValueError(f"lengths must lie in [0, {steps}] (xs has {steps} steps); got {outside.flat[0]}.")
+
+
+def check_resets(resets: Any, shape: tuple[int, ...]) -> None:
+    """One bool a step and sequence."""
+    if resets is None:
+        return
+    if not isinstance(resets, jax.Array | np.ndarray) or resets.dtype != bool:
+        raise TypeError(f"resets must be an array of bool; got {describe(resets)}.")
+    check_shape("resets", resets, shape, "the steps and the batch of xs")

@@ -1,7 +1,12 @@
 """Packages beyond the core dependencies, imported when they are first needed."""
 
 import importlib
+import importlib.util
 from types import ModuleType
+
+
+def _missing(module: str, extra: str) -> ImportError:
+    return ImportError(f"{module} is needed here and not installed: pip install 'mgu_jax[{extra}]'.", name=module)
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -13,6 +18,15 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{module} is needed here and not installed: pip install 'mgu_jax[{extra}]'.", name=module
-        ) from error
+        raise _missing(module, extra) from error
+
+
+def look_for(modules: tuple[str, ...], extra: str) -> None:
+    """Raise as ``require`` does, without importing, so that a run learns before it begins what it would lack later."""
+    for module in modules:
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # the package that should hold it
+            found = None
+        if found is None:
+            raise _missing(module, extra)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from mgu_jax import checks
-from mgu_jax.cell import MGU, Cell
+from mgu_jax.family import MGU, Cell
 from mgu_jax.params import Params
 from mgu_jax.sequence import scan
 
@@ -44,12 +44,13 @@ class GradientReport:
 
     @property
     def worst(self) -> float:
-        return max(row.autodiff for row in self.rows)
+        """The largest error against autodiff; nan if any is."""
+        return float(np.max([row.autodiff for row in self.rows]))
 
     @property
     def worst_differences(self) -> float:
-        """The largest error against finite differences."""
-        return max(row.differences for row in self.rows)
+        """The largest error against finite differences; nan if any is."""
+        return float(np.max([row.differences for row in self.rows]))
 
     def __str__(self) -> str:
         name = self.implementation
@@ -104,6 +105,8 @@ def check_gradients(
         TypeError, ValueError: as ``scan`` does; ValueError if directions is below 1.
     """
     checks.check_size("directions", directions)
+    if not all(map(checks.is_concrete, jax.tree.leaves((params, xs, h0)))):
+        raise TypeError("params, xs and h0 must be concrete arrays, since differences are taken; got traced ones.")
     key = jax.random.key(0) if key is None else key
     checks.check_key("key", key)
     implementation = "manual" if implementation is None else implementation

@@ -1,35 +1,38 @@
-"""A model as a pair of pure functions: recurrent layers, one on the other, and a linear readout.
-
-hs^0 = xs,   hs^l = scan(layers[l], hs^{l-1}),   ys = hs^L W_y + b_y
-"""
+"""``model``: layers and a readout as a pair of pure functions, and what their options mean."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mgu_jax import cell as cells
 from mgu_jax import checks
-from mgu_jax.cell import MGU, Cell
-from mgu_jax.params import Params
-from mgu_jax.sequence import IMPLEMENTATIONS, scan
-
-
-class ModelParams(NamedTuple):
-    """The parameters of a model."""
-
-    layers: tuple[Params, ...]  # the first takes D features, every other the H of the one before
-    W_y: Any  # [H, K]
-    b_y: Any  # [K]
+from mgu_jax.family import MGU, Cell, check_cell
+from mgu_jax.initial import INITIALIZERS
+from mgu_jax.products import Products
+from mgu_jax.sequence import check_implementation
+from mgu_jax.stack import ModelParams, Stack, State
 
 
 class Model(NamedTuple):
-    """``init(key) -> params`` and ``apply(params, xs) -> ys``; ``model`` says what they take."""
+    """``init(key) -> params``, ``apply(params, xs) -> ys``, ``step(params, x, state) -> (y, state)``; see ``model``."""
 
     init: Callable[..., ModelParams]
-    apply: Callable[..., Array]
+    apply: Callable[..., Any]
+    step: Callable[..., tuple[Array, State]]
+
+
+def detach(state: Any) -> Any:
+    """The same state, through which no gradient flows: what truncated BPTT carries from chunk to chunk."""
+    return jax.tree.map(jax.lax.stop_gradient, state)
+
+
+@lru_cache(maxsize=256)
+def _build(stack: Stack) -> Model:
+    """One object a specification, so that what was compiled for a model serves all that are like it."""
+    return Model(stack.init, stack.apply, stack.step)
 
 
 def model(
@@ -39,66 +42,96 @@ def model(
     cell: Cell = MGU,
     *,
     readout: str = "all",
+    bidirectional: str | None = None,
+    residual: bool = False,
+    embedding_size: int | None = None,
+    learned_h0: bool = False,
+    dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    dropconnect: float = 0.0,
     initializer: str = "orthogonal",
     implementation: str | None = None,
+    precision: Any = None,
+    compute_dtype: Any = None,
     dtype: Any = jnp.float32,
 ) -> Model:
     """A stack of recurrent layers with a linear readout.
 
     Args:
-        input_size: D.
+        input_size: D; with an embedding, the number V of different tokens.
         hidden_sizes: H of every layer, the first first.
         output_size: K.
         cell: the member of the family that all layers use.
-        readout: "all" gives ys [T, ..., K] from every step's state, "last" gives ys [..., K] from the last one's.
+        readout: "all" gives ys [T, ..., K] from every step; "last" gives ys [..., K] from the last valid step (of
+            reverse layers: the first); "mean" gives ys [..., K] from the mean over the valid steps.
+        bidirectional: "concatenate" or "sum": every layer also runs in reverse, and what both hand on is put together.
+        residual: a layer's input is added to its output, from the second layer on and where the widths agree.
+        embedding_size: features of a token; xs are then whole numbers [T, ...].
+        learned_h0: the state before the first step is a parameter, zero at first.
+        dropout: on what each layer hands on, to the next layer or to the readout.
+        recurrent_dropout, zoneout, dropconnect: as ``scan`` takes them.
         initializer, dtype: as ``init`` takes them; the readout's W_y is Glorot's, its b_y zero.
-        implementation: as ``scan`` takes it.
+        implementation, precision, compute_dtype: as ``scan`` takes them.
 
     Returns:
-        ``Model(init, apply)``.
+        ``Model(init, apply, step)``.
 
         ``init(key, forget_bias=-1.0, initial_scale=1.0) -> ModelParams``: ``forget_bias`` as in ``mgu_jax.init``,
-        ``initial_scale`` multiplies every initial weight (not the biases); both may be traced.
+        ``initial_scale`` multiplies every initial weight matrix (no bias, no embedding); both may be traced.
 
-        ``apply(params, xs) -> ys``: xs [T, ..., D].
+        ``apply(params, xs, state=None, lengths=None, resets=None, key=None, training=None, return_state=False,
+        **rates) -> ys``, or ``(ys, state)``: xs [T, ..., D] (or tokens [T, ...]), ``lengths`` and ``resets`` as in
+        ``scan``. Noise needs a key and is off without one; ``training=True`` insists on it, ``training=False`` turns it
+        off. ``dropout=``, ``recurrent_dropout=``, ``zoneout=`` and ``dropconnect=`` replace the model's own rates for
+        this call, and may be traced.
+
+        ``step(params, x, state=None) -> (y, state)``: one input at a time, x [..., D], equal to ``apply`` on the whole.
 
     Raises:
-        ValueError: a size below 1, no hidden size, or an unknown name.
-        TypeError: from init, a key that is not one PRNG key; from apply, what ``scan`` raises.
+        ValueError: a size below 1, no hidden size, an unknown name, or a rate outside of [0, 1); from apply, training
+            with noise and without a key; from step, a model that has to see the whole sequence.
+        TypeError: from init, a key that is not one PRNG key; from apply, arguments of another kind, and what ``scan``
+            raises.
     """
-    cells.check_cell(cell)
+    check_cell(cell)
     checks.check_size("input_size", input_size)
     checks.check_size("output_size", output_size)
+    if embedding_size is not None:
+        checks.check_size("embedding_size", embedding_size)
     if not isinstance(hidden_sizes, tuple | list) or not hidden_sizes:
         raise ValueError(f"hidden_sizes must be a tuple of at least one width; got {hidden_sizes!r}.")
     for i, size in enumerate(hidden_sizes):
         checks.check_size(f"hidden_sizes[{i}]", size)
-    checks.check_choice("readout", readout, ("all", "last"))
-    checks.check_choice("implementation", implementation, (None, *IMPLEMENTATIONS))
-    sizes = (input_size, *hidden_sizes)
-
-    def init(key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0) -> ModelParams:
-        checks.check_key("key", key)
-        *layer_keys, readout_key = jax.random.split(key, len(sizes))
-
-        def scaled(weights: Any) -> Any:
-            return jax.tree.map(lambda w: w * jnp.asarray(initial_scale, w.dtype) if w.ndim == 2 else w, weights)
-
-        layers = tuple(
-            scaled(cells.init(k, D, H, cell, initializer=initializer, forget_bias=forget_bias, dtype=dtype))
-            for k, D, H in zip(layer_keys, sizes[:-1], sizes[1:], strict=True)
-        )
-        W_y = jax.nn.initializers.glorot_uniform()(readout_key, (sizes[-1], output_size), dtype)
-        return ModelParams(layers, scaled(W_y), jnp.zeros(output_size, dtype))
-
-    def apply(params: ModelParams, xs: Array) -> Array:
-        if not isinstance(params, ModelParams):
-            raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
-        hs, h_last = xs, None
-        for layer in params.layers:
-            hs, h_last = scan(layer, hs, cell=cell, implementation=implementation)
-        rows = hs if readout == "all" else h_last
-        ys = rows @ params.W_y
-        return ys + jnp.broadcast_to(params.b_y, ys.shape)
-
-    return Model(init, apply)
+    checks.check_choice("readout", readout, ("all", "last", "mean"))
+    checks.check_choice("bidirectional", bidirectional, (None, "concatenate", "sum"))
+    checks.check_choice("initializer", initializer, INITIALIZERS)
+    check_implementation(implementation, cell)
+    checks.check_floating("dtype", dtype)
+    Products(precision, checks.dtype_name("compute_dtype", compute_dtype))  # which checks them
+    rates = {
+        "dropout": dropout,
+        "recurrent_dropout": recurrent_dropout,
+        "zoneout": zoneout,
+        "dropconnect": dropconnect,
+    }
+    for name, rate in rates.items():
+        checks.check_rate(name, rate)
+    stack = Stack(
+        input_size,
+        tuple(hidden_sizes),
+        output_size,
+        cell,
+        readout,
+        bidirectional,
+        bool(residual),
+        embedding_size,
+        bool(learned_h0),
+        initializer,
+        implementation,
+        precision,
+        checks.dtype_name("compute_dtype", compute_dtype),
+        jnp.dtype(dtype),
+        tuple((name, float(rate)) for name, rate in rates.items()),
+    )
+    return _build(stack)

@@ -1,4 +1,4 @@
-"""The notation of the whole project, the parameters of a layer and their initial values.
+"""The notation of the whole project, the parameters of a layer, and how many they are.
 
     T time steps    B batch    D input features    H hidden features    K output features
 
@@ -8,14 +8,9 @@ are their pre-activations, and ``d<name>`` is the cotangent of ``<name>``. The l
 Zhang and Zhou, "Minimal Gated Unit for Recurrent Neural Networks" (2016), arXiv 1603.09420.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import Array
-
-Initializer = Callable[..., Array]
 
 
 class Params(NamedTuple):
@@ -35,59 +30,8 @@ class Params(NamedTuple):
     U_h: Any  # [H, H]  state to candidate; [H] where the recurrence is diagonal
     b_h: Any  # [H]     candidate bias
     b_r: Any = None  # [H]  bias inside the reset, of the members that reset after the product
-
-
-def _notebook_normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    return 0.1 * jax.random.normal(key, shape, dtype) - 0.05
-
-
-def _between(limit: float) -> Initializer:
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
-
-
-def _schemes(hidden_size: int) -> dict[str, tuple[Initializer, Initializer]]:
-    """Name -> (how W is drawn, how U is drawn), for a layer of width H."""
-    uniform, notebook = _between(hidden_size**-0.5), _between(0.05)
-    glorot = jax.nn.initializers.glorot_uniform()
-    return {
-        "orthogonal": (glorot, jax.nn.initializers.orthogonal()),
-        "glorot": (glorot, glorot),
-        "uniform": (uniform, uniform),
-        "notebook": (notebook, notebook),
-        "notebook_normal": (_notebook_normal, _notebook_normal),
-    }
-
-
-INITIALIZERS = tuple(_schemes(1))
-
-
-def draw(key: Array, shapes: Params, initializer: str, dtype: Any) -> Params:
-    """Weights drawn by the named initialiser; biases at zero.
-
-    Args:
-        key: one PRNG key; every array gets a key of its own from it, so that a member which lacks a term draws the
-            others as its relatives do.
-        shapes: ``Params`` of shapes, ``None`` where a term is absent.
-        initializer: one of ``INITIALIZERS``.
-        dtype: the type of all arrays.
-
-    A diagonal U, [H], has no fan-in to scale by and no orthogonal form: it is drawn from U(-1/sqrt(H), 1/sqrt(H)),
-    by the notebook's initialisers as they draw everything.
-    """
-    hidden_size = shapes.b_h[0]
-    scheme = _schemes(hidden_size)[initializer]
-    diagonal = scheme[1] if initializer.startswith("notebook") else _between(hidden_size**-0.5)
-
-    def one(name: str, key: Array, shape: tuple[int, ...] | None) -> Array | None:
-        if shape is None:
-            return None
-        if name.startswith("b_"):
-            return jnp.zeros(shape, dtype)
-        kernel = scheme[0] if name.startswith("W_") else scheme[1]
-        return (kernel if len(shape) == 2 else diagonal)(key, shape, dtype)
-
-    keys = jax.random.split(key, len(Params._fields))
-    return Params(*map(one, Params._fields, keys, shapes))
+    g_f: Any = None  # [H]  gain of the gate's layer normalisation, of the members that have it
+    g_h: Any = None  # [H]  gain of the candidate's
 
 
 def count(params: Any) -> int:
@@ -103,3 +47,23 @@ def gru_count(input_size: int, hidden_size: int) -> int:
 def lstm_count(input_size: int, hidden_size: int) -> int:
     """Parameters of one LSTM layer, 4H(H + D + 1), as the paper counts them (one bias a gate)."""
     return 4 * hidden_size * (hidden_size + input_size + 1)
+
+
+def summary(params: Params) -> str:
+    """A table of one layer: names, shapes, dtypes, counts and bytes, and the ratio to a GRU and an LSTM of its size.
+
+    The counts of GRU and LSTM are the paper's, with one bias a gate.
+    """
+    D, H = params.W_h.shape
+    present = {name: array for name, array in params._asdict().items() if array is not None}
+    rows = [(name, str(list(a.shape)), str(a.dtype), f"{a.size:,}", f"{a.nbytes:,}") for name, a in present.items()]
+    total, size = count(params), sum(a.nbytes for a in present.values())
+    head = ("name", "shape", "dtype", "count", "bytes")
+    table = [head, *rows, ("total", "", "", f"{total:,}", f"{size:,}")]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    ratios = [
+        f"{total / other:.3f} of {name}'s {other:,}"
+        for name, other in (("a GRU", gru_count(D, H)), ("an LSTM", lstm_count(D, H)))
+    ]
+    return "\n".join([*lines, ", ".join(ratios)])

@@ -5,7 +5,8 @@ the way out. ``reverse_only`` is the identity, and its derivative is a linear ma
 that map away before anything runs, forward mode has to run it, and that raises. Derivatives of a gradient in either
 mode (``jax.hessian``, Hessian-vector products) never meet it, since the gradient has been through it by then.
 
-One way around the sentence is left: ``jax.jacfwd`` of a jitted function meets ``custom_vjp``'s own refusal first.
+A forward mode that is batched inside of ``jit`` (``jit`` of ``jacfwd``, ``jacfwd`` of ``jit``) cannot be told from a
+reverse mode that is batched before it is transposed, and still ends in ``custom_vjp``'s own words.
 """
 
 from typing import Any

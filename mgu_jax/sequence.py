@@ -1,6 +1,6 @@
 """Running a cell over time: the public ``scan``, which checks its arguments and picks an implementation.
 
-``definition`` is what every implementation has to equal: one ``lax.scan`` of ``step``, differentiated by JAX.
+``definition`` is what every implementation has to equal: one ``lax.scan`` over the steps, differentiated by JAX.
 """
 
 import math
@@ -12,26 +12,46 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.bptt import Plan, bptt
-from mgu_jax.cell import MGU, Cell, advance, check_cell, project
+from mgu_jax.bptt import Marks, Plan, bptt, entering
+from mgu_jax.cell import advance, arrange, project
+from mgu_jax.family import MGU, Cell, check_cell
+from mgu_jax.noise import Rates, mask_weights, sample
+from mgu_jax.parallel import parallel
 from mgu_jax.params import Params
 from mgu_jax.products import Products
 from mgu_jax.reverse_only import reverse_only
 
 
 @partial(jax.jit, static_argnums=0)
-def definition(plan: Plan, params: Params, xs: Array, h0: Array) -> tuple[Array, Array]:
+def definition(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
     """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H]: one step after another."""
+    loop = arrange(params, plan.cell, marks.m)
 
-    def body(h: Array, x: Array) -> tuple[Array, Array]:
-        h, _ = advance(params, h, project(params, x, plan.product), plan.cell, plan.product)
+    def body(h: Array, at: tuple[Array, Any, Any]) -> tuple[Array, Array]:
+        x, k, reset = at
+        a = project(params, x, plan.product)._replace(k=k)
+        h, _ = advance(loop, entering(h, h0, reset), a, plan.cell, plan.product)
         return h, h
 
-    h_last, hs = lax.scan(body, h0, xs, reverse=plan.reverse)
+    h_last, hs = lax.scan(body, h0, (xs, marks.k, marks.reset), reverse=plan.reverse)
     return hs, h_last
 
 
-IMPLEMENTATIONS = {"manual": bptt, "autodiff": definition}
+def _manual(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
+    return bptt(plan, *reverse_only((params, xs, h0)), marks)
+
+
+IMPLEMENTATIONS = {"manual": _manual, "autodiff": definition, "parallel": parallel}
+
+
+def check_implementation(implementation: Any, cell: Cell) -> None:
+    """The name is known, and the implementation can serve the cell."""
+    checks.check_choice("implementation", implementation, (None, *IMPLEMENTATIONS))
+    if implementation == "parallel" and not cell.linear:
+        raise ValueError(
+            "implementation 'parallel' needs a cell whose gate and candidate do not see the state, such as MIN_GRU; "
+            f"got gate={cell.gate!r}, candidate={cell.candidate!r}."
+        )
 
 
 def scan(
@@ -40,9 +60,16 @@ def scan(
     h0: Array | None = None,
     *,
     cell: Cell = MGU,
+    lengths: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
     implementation: str | None = None,
     precision: Any = None,
+    compute_dtype: Any = None,
+    key: Array | None = None,
+    recurrent_dropout: Any = 0.0,
+    zoneout: Any = 0.0,
+    dropconnect: Any = 0.0,
 ) -> tuple[Array, Array]:
     """Run a cell over a sequence.
 
@@ -51,34 +78,65 @@ def scan(
         xs: [T, ..., D], time first, then any number of batch axes, none included. T may be 0.
         h0: [..., H], the state before the first step; zeros if ``None``.
         cell: the member of the family that params belongs to.
-        reverse: run from the last step to the first; hs stays in the order of time.
-        implementation: "manual" (the hand-written backward of ``mgu_jax.bptt``; reverse mode only) or "autodiff" (the
-            definition, differentiated by JAX in any mode; slower, and several times the memory). ``None`` is "manual".
-        precision: of all products, forward and backward: "default", "high", "highest", or one of JAX's own objects.
+        lengths: whole numbers in [0, T], [...]: how many steps each sequence has. Past its end a sequence keeps its
+            state, gives zeros, and takes no gradient; what stands there in xs changes nothing, NaN included.
+        resets: bool [T, ...]: where true, the state that enters the step is h0.
+        reverse: run from the last step (of each sequence's own length) to the first; hs stays in the order of time.
+        implementation: "manual" (the hand-written backward of ``mgu_jax.bptt``; reverse mode only), "autodiff" (the
+            definition, differentiated by JAX in any mode; slower) or "parallel" (all
+            steps at once, for members that are linear in the state, such as MIN_GRU). ``None`` is "manual".
+        precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
+            ``jax.lax.DotAlgorithmPreset``.
+        compute_dtype: such as ``jnp.bfloat16``: operands of products are rounded to it, forward and backward, while
+            parameters, state and sums keep the dtype of params.
+        key: one PRNG key, for training with noise; without one the three below are off, and zoneout takes its
+            expectation. All three are probabilities in [0, 1), and may be traced.
+        recurrent_dropout: one mask a sequence, on what the products see of the state (Gal and Ghahramani 2016,
+            arXiv 1512.05287).
+        zoneout: each unit keeps its state for a step (Krueger et al. 2017, arXiv 1606.01305).
+        dropconnect: on the entries of U_f and U_h, the same for the whole call (Merity et al. 2017, arXiv 1708.02182).
 
     Returns:
         hs [T, ..., H], the state after every step, and h_last [..., H], the state after the last step that ran.
 
     Raises:
-        TypeError: an argument is no array, or not of the floating dtype of params; at differentiation, forward mode
+        TypeError: an argument is no array, or not of the dtype that it has to have; at differentiation, forward mode
             through "manual".
-        ValueError: shapes that do not fit each other, or an unknown implementation or precision.
+        ValueError: shapes that do not fit each other, lengths outside of [0, T], a rate outside of [0, 1), an unknown
+            name, or an implementation that cannot serve the cell.
     """
-    implementation = "manual" if implementation is None else implementation
-    checks.check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
     check_cell(cell)
+    check_implementation(implementation, cell)
+    checks.check_choice("reverse", reverse, (False, True))
     _, hidden_size = checks.check_params(params, cell)
     checks.check_features("xs", xs, "T, ..., ", params, "W_h")
     steps, *batch, features = xs.shape
+    dtype = checks.dtype_of(params.W_h)
     if h0 is None:
-        h0 = jnp.zeros((*batch, hidden_size), checks.dtype_of(params.W_h))
+        h0 = jnp.zeros((*batch, hidden_size), dtype)
     checks.check_features("h0", h0, "..., ", params, "b_h")
     checks.check_shape("h0", h0, (*batch, hidden_size), "the batch of xs and the width of params")
+    checks.check_lengths(lengths, steps, tuple(batch))
+    checks.check_resets(resets, (steps, *batch))
+    rates = Rates(recurrent_dropout, zoneout, dropconnect)
+    for name, rate in rates._asdict().items():
+        checks.check_rate(name, rate)
+    if key is not None:
+        checks.check_key("key", key)
 
     rows = math.prod(batch)  # one batch axis inside, whatever came
-    plan = Plan(cell, bool(reverse), Products(precision))
-    arguments = (params, xs.reshape(steps, rows, features), h0.reshape(rows, hidden_size))
-    if implementation == "manual":
-        arguments = reverse_only(arguments)
-    hs, h_last = IMPLEMENTATIONS[implementation](plan, *arguments)
-    return hs.reshape(steps, *batch, hidden_size), h_last.reshape(*batch, hidden_size)
+    xs, h0 = jnp.reshape(xs, (steps, rows, features)), jnp.reshape(h0, (rows, hidden_size))
+    k, m = sample(key, rates, (steps, rows, hidden_size), dtype)
+    params = mask_weights(key, dropconnect, params)
+    reset, valid = None if resets is None else jnp.reshape(resets, (steps, rows, 1)), None
+    if lengths is not None:
+        valid = jnp.arange(steps)[:, None, None] < jnp.reshape(lengths, (1, rows, 1))
+        xs = jnp.where(valid, xs, 0)  # padding may hold anything, and 0 * NaN is NaN
+        k = valid.astype(dtype) if k is None else jnp.where(valid, k, 0)
+        reset = None if reset is None else reset & valid
+
+    plan = Plan(cell, reverse, Products(precision, checks.dtype_name("compute_dtype", compute_dtype)))
+    hs, h_last = IMPLEMENTATIONS[implementation or "manual"](plan, params, xs, h0, Marks(k, reset, m))
+    if valid is not None:
+        hs = jnp.where(valid, hs, 0)
+    return jnp.reshape(hs, (steps, *batch, hidden_size)), jnp.reshape(h_last, (*batch, hidden_size))

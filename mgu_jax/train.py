@@ -9,7 +9,6 @@ K steps in one ``lax.scan``. Which samples make the batch of a step follows from
 only, so a run that resumes from a saved state continues as if it had never stopped.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,10 @@ import optax
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.extras import require
-from mgu_jax.model import Model, ModelParams
+from mgu_jax.losses import Loss, cross_entropy
+from mgu_jax.model import Model
+from mgu_jax.progress import Progress
+from mgu_jax.stack import ModelParams
 
 
 class Data(NamedTuple):
@@ -53,22 +54,6 @@ class TrainState(NamedTuple):
 
 
 Optimizer = Callable[[Hyper], optax.GradientTransformation]
-Loss = Callable[[Array, Array], Array]
-
-
-def cross_entropy(ys: Array, targets: Array) -> Array:
-    """Mean softmax cross entropy in nats: ys [..., K] are logits, targets [...] whole numbers below K."""
-    return optax.softmax_cross_entropy_with_integer_labels(ys, targets).mean()
-
-
-def squared_error(ys: Array, targets: Array) -> Array:
-    """Mean squared error: ys and targets [..., K]."""
-    return optax.squared_error(ys, targets).mean()
-
-
-def accuracy(ys: Array, targets: Array) -> Array:
-    """The share of rows whose largest logit is the target's: ys [..., K], targets [...] whole numbers."""
-    return jnp.mean(jnp.argmax(ys, -1) == targets, dtype=ys.dtype)
 
 
 def adam(hyper: Hyper, total_steps: int | None = None) -> optax.GradientTransformation:
@@ -101,6 +86,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checks.check_size("batch_size", self.batch_size)
+        if not callable(self.loss):
+            example = "mgu_jax.losses.cross_entropy"
+            raise TypeError(f"loss must be a function, such as {example}; got {checks.describe(self.loss)}.")
+        if not callable(self.optimizer):
+            example = "lambda hyper: optax.adam(hyper.learning_rate)"
+            raise TypeError(
+                f"optimizer must be a function of Hyper, such as {example}; got {checks.describe(self.optimizer)}."
+            )
 
 
 def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper()) -> TrainState:
@@ -114,7 +107,7 @@ def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper()) -> TrainState:
 
 def _time_first(ys: Array, targets: Array) -> Array:
     """targets as ys has them: a model that reads out every step gives [T, B, K]."""
-    return targets.swapaxes(0, 1) if ys.ndim == 3 else targets
+    return targets.swapaxes(0, 1) if ys.ndim == 3 and targets.ndim > 1 else targets
 
 
 def _batches(key: Array, first: Array, steps: int, batch_size: int, samples: int) -> Array:
@@ -163,7 +156,7 @@ def evaluate(
     """Each metric's mean over all samples, a batch at a time so that memory stays bounded."""
     check_data(data, 1)
     checks.check_size("batch_size", batch_size)
-    samples, totals = len(data.xs), np.zeros(len(metrics))
+    metrics, samples, totals = tuple(metrics), len(data.xs), np.zeros(len(metrics))
     for i in range(0, samples, batch_size):
         part = Data(*(a[i : i + batch_size] for a in data))
         totals += len(part.xs) * np.array(_evaluate(params, part, model, metrics), np.float64)
@@ -179,21 +172,24 @@ def check_data(data: Any, batch_size: int) -> None:
             raise TypeError(f"data.{name} must be an array; got {checks.describe(value)}.")
     if data.xs.ndim != 3:
         raise ValueError(f"data.xs must have shape [N, T, D]; got {list(data.xs.shape)}.")
-    if len(data.targets) != len(data.xs):
-        raise ValueError(f"data.targets must have {len(data.xs)} samples, as data.xs; got {len(data.targets)}.")
+    if data.targets.shape[:1] != data.xs.shape[:1]:
+        shape = list(data.targets.shape)
+        raise ValueError(f"data.targets must have {len(data.xs)} samples, as data.xs; got shape {shape}.")
     if len(data.xs) < batch_size:
         raise ValueError(f"data must have at least as many samples as a batch, {batch_size}; got {len(data.xs)}.")
 
 
 class NotFinite(RuntimeError):
-    """A loss was not finite, so training stopped. ``step`` is the first such step, ``state`` the last good state."""
+    """Training stopped, since something was not finite. ``step`` is where, ``state`` the last good state."""
 
-    def __init__(self, step: int, loss: float, state: TrainState):
-        super().__init__(
-            f"the loss must stay finite; it is {loss} at step {step}, and the last good state is that of step "
-            f"{int(state.step)}."
-        )
-        self.step, self.loss, self.state = step, loss, state
+    def __init__(self, what: str, step: int, state: TrainState):
+        super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
+        self.step, self.state = step, state
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def fit(
@@ -226,16 +222,23 @@ def fit(
         The final state, and the losses of the steps taken here.
 
     Raises:
-        NotFinite: a loss was nan or infinite.
-        TypeError, ValueError: unusable data, or fewer samples than a batch.
+        NotFinite: a loss was nan or infinite, or a parameter after a chunk.
+        TypeError, ValueError: arguments of another kind, unusable data, or fewer samples than a batch.
     """
+    for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
+    if state is not None and not isinstance(state, TrainState):
+        raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
     check_data(data, recipe.batch_size)
     checks.check_size("steps", steps)
     checks.check_size("chunk_steps", chunk_steps)
     reached: TrainState = start(recipe, key, hyper) if state is None else state
     data, hyper = jax.device_put(data), Hyper(*map(jnp.asarray, hyper))
     done, losses = int(reached.step), []
-    with _Progress(done, steps, progress) as shown:
+    if done > steps:
+        raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
+    with Progress(done, steps, progress) as shown:
         while done < steps:
             # Chunks end at multiples of chunk_steps, wherever the run began.
             size = min(chunk_steps - done % chunk_steps, steps - done)
@@ -243,36 +246,10 @@ def fit(
             new_losses = np.asarray(new_losses)
             bad = np.flatnonzero(~np.isfinite(new_losses))
             if bad.size:
-                raise NotFinite(done + int(bad[0]), float(new_losses[bad[0]]), reached)
+                raise NotFinite(f"the loss must stay finite; it is {new_losses[bad[0]]}", done + int(bad[0]), reached)
+            if not _all_finite(new_state.params):  # the last update's doing, which no loss has seen yet
+                raise NotFinite("the parameters must stay finite; they are not", done + size, reached)
             reached, done = new_state, done + size
             losses.append(new_losses)
             shown.advance(size, float(new_losses[-1]), on_chunk(reached, new_losses) if on_chunk else None)
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
-
-
-class _Progress:
-    """A bar where standard error is a terminal, a line a chunk where it is not, nothing where progress is off."""
-
-    def __init__(self, done: int, steps: int, enabled: bool):
-        self.done, self.steps, self.enabled, self.began = done, steps, enabled, time.perf_counter()
-        self.bar = None
-        if enabled:
-            tqdm = require("tqdm", "experiments").tqdm
-            bar = tqdm(total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True)
-            self.bar = None if bar.disable else bar
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def advance(self, size: int, loss: float, text: str | None) -> None:
-        self.done += size
-        note = f"loss {loss:.4g}" + (f", {text}" if text else "")
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(size)
-        elif self.enabled:
-            print(f"step {self.done}/{self.steps}  {time.perf_counter() - self.began:.1f} s  {note}", flush=True)

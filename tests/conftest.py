@@ -1,6 +1,7 @@
 """Strict arithmetic for all tests: no silent promotion of dtypes or ranks, and warnings are errors (pyproject.toml)."""
 
 import os
+from contextlib import contextmanager, nullcontext
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -11,15 +12,28 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@contextmanager
+def double_precision():
+    """x64, and a compiler that does little: these tests ask what a program computes, and compile half as long so.
+
+    Tests in single precision compile as users do.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def x64():
     """Double precision within the test."""
-    with jax.enable_x64(True):
+    with double_precision():
         yield
 
 
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
-    """Both precisions, one after the other; x64 is enabled where it is needed."""
-    with jax.enable_x64(request.param == "float64"):
+    """Both precisions, one after the other."""
+    with double_precision() if request.param == "float64" else nullcontext():
         yield request.param

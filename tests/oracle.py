@@ -2,14 +2,14 @@
 
 Written from the equations of the papers, term by term, with vectors and matrices only; nothing is batched, hoisted or
 fused, so that it shares no idea with the code that it judges. ``spec`` is any object with the attributes of a cell
-(gate, reset, update, candidate, recurrence, activation) and ``p`` any with W_f, U_f, b_f, W_h, U_h, b_h, b_r.
+(gate, reset, update, candidate, recurrence, activation, layer_norm) and ``p`` any with the fields in NAMES.
 """
 
 from types import SimpleNamespace
 
 import numpy as np
 
-NAMES = ("W_f", "U_f", "b_f", "W_h", "U_h", "b_h", "b_r")
+NAMES = ("W_f", "U_f", "b_f", "W_h", "U_h", "b_h", "b_r", "g_f", "g_h")
 
 
 def sigmoid(z):
@@ -22,66 +22,95 @@ def matrix(U):
     return np.diag(U) if U.ndim == 1 else U
 
 
-def one_step(spec, p, h, x):
-    """Vectors h [H], x [D] -> h' and everything that was computed on the way."""
-    z_f = np.zeros_like(h)
+def normalised(s):
+    """(s - mean)/std, and the matrix of its derivatives."""
+    H = len(s)
+    std = np.sqrt(np.mean((s - s.mean()) ** 2) + 1e-6)
+    n = (s - s.mean()) / std
+    return n, (np.eye(H) - np.ones((H, H)) / H - np.outer(n, n) / H) / std
+
+
+def one_step(spec, p, h, x, k=None, m=None):
+    """Vectors h [H], x [D] -> h' and everything that was computed on the way.
+
+    k [H] is how much of the update happens, m [H] masks what the products see of the state.
+    """
+    k, m = np.ones_like(h) if k is None else k, np.ones_like(h) if m is None else m
+    v = m * h
+    z_f, n_f, n_h, jacobian_f, jacobian_h = np.zeros_like(h), None, None, np.eye(len(h)), np.eye(len(h))
     if "x" in spec.gate:
         z_f = z_f + p.W_f.T @ x
     if "h" in spec.gate:
-        z_f = z_f + matrix(p.U_f).T @ h
+        z_f = z_f + matrix(p.U_f).T @ v
+    if spec.layer_norm and spec.gate != "b":
+        n_f, jacobian_f = normalised(z_f)
+        z_f = p.g_f * n_f
     if "b" in spec.gate:
         z_f = z_f + p.b_f
     f = sigmoid(z_f)
-    z_h = p.W_h.T @ x + p.b_h
+    z_h = p.W_h.T @ x
     if "h" in spec.candidate:
         if spec.reset == "before":
-            z_h = z_h + matrix(p.U_h).T @ (f * h)
+            z_h = z_h + matrix(p.U_h).T @ (f * v)
         elif spec.reset == "after":
-            z_h = z_h + f * (matrix(p.U_h).T @ h + p.b_r)
+            z_h = z_h + f * (matrix(p.U_h).T @ v + p.b_r)
         else:
-            z_h = z_h + matrix(p.U_h).T @ h
+            z_h = z_h + matrix(p.U_h).T @ v
+    if spec.layer_norm:
+        n_h, jacobian_h = normalised(z_h)
+        z_h = p.g_h * n_h
+    z_h = z_h + p.b_h
     c = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0), "identity": lambda z: z}[spec.activation](z_h)
     new = (1 - f) * h + f * c if spec.update == "f" else f * h + (1 - f) * c
-    return new, SimpleNamespace(h=h, x=x, f=f, c=c)
+    kept = SimpleNamespace(h=h, v=v, x=x, f=f, c=c, k=k, m=m, n_f=n_f, n_h=n_h)
+    kept.jacobian_f, kept.jacobian_h = jacobian_f, jacobian_h
+    return k * new + (1 - k) * h, kept
 
 
 def one_step_backward(spec, p, kept, g, grads):
     """The cotangent g [H] of h' -> (dh, dx); the parameters' gradients are added to ``grads`` (name -> array)."""
-    h, x, f, c = kept.h, kept.x, kept.f, kept.c
-    dh, dx = np.zeros_like(h), np.zeros_like(x)
+    h, v, x, f, c = kept.h, kept.v, kept.x, kept.f, kept.c
+    dh, dv, dx = g * (1 - kept.k), np.zeros_like(h), np.zeros_like(x)
+    g = g * kept.k
     if spec.update == "f":
         dc, df, dh = g * f, g * (c - h), dh + g * (1 - f)
     else:
         dc, df, dh = g * (1 - f), g * (h - c), dh + g * f
     slope = {"tanh": 1 - c**2, "relu": (c > 0) * 1.0, "identity": np.ones_like(c)}[spec.activation]
     dz_h = dc * slope
+    grads["b_h"] += dz_h
+    if spec.layer_norm:
+        grads["g_h"] += dz_h * kept.n_h
+        dz_h = kept.jacobian_h.T @ (p.g_h * dz_h)
     dx = dx + p.W_h @ dz_h
     grads["W_h"] += np.outer(x, dz_h)
-    grads["b_h"] += dz_h
     if "h" in spec.candidate:
         U = matrix(p.U_h)
         if spec.reset == "before":
             dr = U @ dz_h
-            df, dh = df + dr * h, dh + dr * f
-            add_recurrent(grads, "U_h", np.outer(f * h, dz_h))
+            df, dv = df + dr * v, dv + dr * f
+            add_recurrent(grads, "U_h", np.outer(f * v, dz_h))
         elif spec.reset == "after":
-            df = df + dz_h * (U.T @ h + p.b_r)
-            dh = dh + U @ (f * dz_h)
-            add_recurrent(grads, "U_h", np.outer(h, f * dz_h))
+            df = df + dz_h * (U.T @ v + p.b_r)
+            dv = dv + U @ (f * dz_h)
+            add_recurrent(grads, "U_h", np.outer(v, f * dz_h))
             grads["b_r"] += f * dz_h
         else:
-            dh = dh + U @ dz_h
-            add_recurrent(grads, "U_h", np.outer(h, dz_h))
+            dv = dv + U @ dz_h
+            add_recurrent(grads, "U_h", np.outer(v, dz_h))
     dz_f = df * f * (1 - f)
+    if "b" in spec.gate:
+        grads["b_f"] += dz_f
+    if spec.layer_norm and spec.gate != "b":
+        grads["g_f"] += dz_f * kept.n_f
+        dz_f = kept.jacobian_f.T @ (p.g_f * dz_f)
     if "x" in spec.gate:
         dx = dx + p.W_f @ dz_f
         grads["W_f"] += np.outer(x, dz_f)
     if "h" in spec.gate:
-        dh = dh + matrix(p.U_f) @ dz_f
-        add_recurrent(grads, "U_f", np.outer(h, dz_f))
-    if "b" in spec.gate:
-        grads["b_f"] += dz_f
-    return dh, dx
+        dv = dv + matrix(p.U_f) @ dz_f
+        add_recurrent(grads, "U_f", np.outer(v, dz_f))
+    return dh + kept.m * dv, dx
 
 
 def add_recurrent(grads, name, full):
@@ -94,8 +123,8 @@ def order(T, length, reverse):
     return list(reversed(steps)) if reverse else list(steps)
 
 
-def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None):
-    """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H], and what ``backward`` needs."""
+def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None, k=None, m=None):
+    """xs [T, B, D], h0 [B, H], k [T, B, H], m [B, H] -> hs [T, B, H], h_last [B, H], and what ``backward`` needs."""
     (T, B, _), H = xs.shape, h0.shape[1]
     hs, h_last, kept = np.zeros((T, B, H)), np.zeros((B, H)), {}
     for b in range(B):
@@ -103,7 +132,7 @@ def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None):
         for t in order(T, None if lengths is None else lengths[b], reverse):
             if resets is not None and resets[t, b]:
                 h = h0[b]
-            h, kept[t, b] = one_step(spec, p, h, xs[t, b])
+            h, kept[t, b] = one_step(spec, p, h, xs[t, b], None if k is None else k[t, b], None if m is None else m[b])
             hs[t, b] = h
         h_last[b] = h
     return hs, h_last, kept

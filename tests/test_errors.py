@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mgu_jax as mgu
@@ -74,7 +75,7 @@ SCAN = [
     (
         ValueError,
         {"implementation": "fast"},
-        "implementation must be one of 'manual', 'autodiff'; got 'fast'.",
+        "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'.",
     ),
     (
         ValueError,
@@ -82,6 +83,42 @@ SCAN = [
         "precision must be one of None, 'default', 'high', 'highest'; got 'exact'.",
     ),
     (TypeError, {"cell": "MGU"}, "cell must be an mgu_jax.Cell, such as mgu_jax.MGU; got 'MGU'."),
+    (
+        ValueError,
+        {"implementation": "parallel"},
+        "implementation 'parallel' needs a cell whose gate and candidate do not see the state, such as MIN_GRU; "
+        "got gate='xhb', candidate='xhb'.",
+    ),
+    (
+        ValueError,
+        {"compute_dtype": jnp.int8},
+        "compute_dtype must be one of None, 'bfloat16', 'float16', 'float32', 'float64'; got 'int8'.",
+    ),
+    (TypeError, {"compute_dtype": "half-ish"}, "compute_dtype must be a dtype; got 'half-ish'."),
+    (TypeError, {"lengths": [1] * 8}, "lengths must be an array of whole numbers; got a list."),
+    (TypeError, {"lengths": np.ones(8)}, "lengths must be an array of whole numbers; got float64 [8]."),
+    (ValueError, {"lengths": np.ones(4, int)}, "lengths must have shape [8] (the batch of xs); got [4]."),
+    (
+        ValueError,
+        {"lengths": np.arange(8) * 20},
+        "lengths must lie in [0, 100] (xs has 100 steps); got 120.",
+    ),
+    (ValueError, {"lengths": np.arange(8) - 3}, "lengths must lie in [0, 100] (xs has 100 steps); got -3."),
+    (TypeError, {"resets": np.ones((100, 8))}, "resets must be an array of bool; got float64 [100, 8]."),
+    (TypeError, {"resets": True}, "resets must be an array of bool; got True."),
+    (
+        ValueError,
+        {"resets": np.ones(100, bool)},
+        "resets must have shape [100, 8] (the steps and the batch of xs); got [100].",
+    ),
+    (ValueError, {"zoneout": 1.0}, "zoneout must be a number in [0, 1); got 1.0."),
+    (ValueError, {"recurrent_dropout": -0.1}, "recurrent_dropout must be a number in [0, 1); got -0.1."),
+    (ValueError, {"dropconnect": np.zeros(2)}, "dropconnect must be a number in [0, 1); got float64 [2]."),
+    (ValueError, {"zoneout": "half"}, "zoneout must be a number in [0, 1); got 'half'."),
+    (ValueError, {"reverse": "no"}, "reverse must be one of False, True; got 'no'."),
+    (ValueError, {"reverse": H0}, "reverse must be one of False, True; got float32 [8, 64]."),
+    (ValueError, {"precision": 3}, "precision must be one of None, 'default', 'high', 'highest'; got 3."),
+    (TypeError, {"key": 3}, "key must be one PRNG key, as jax.random.key(0) makes it; got 3."),
 ]
 
 
@@ -167,14 +204,28 @@ INIT = [
         {"key": jax.random.split(KEY)},
         "key must be one PRNG key, as jax.random.key(0) makes it; got key<fry> [2].",
     ),
+    (TypeError, {"dtype": "foo"}, "dtype must be a dtype; got 'foo'."),
+    (ValueError, {"forget_bias": "x"}, "forget_bias must be a number or [64]; got 'x'."),
+    (ValueError, {"forget_bias": 1j}, "forget_bias must be a number or [64]; got a complex."),
+    (
+        TypeError,
+        {"key": jnp.zeros(3, jnp.uint32)},
+        "key must be one PRNG key, as jax.random.key(0) makes it; got uint32 [3].",
+    ),
     (TypeError, {"key": jnp.zeros(2)}, "key must be one PRNG key, as jax.random.key(0) makes it; got float32 [2]."),
     (
         ValueError,
         {"initializer": "he"},
-        "initializer must be one of 'orthogonal', 'glorot', 'uniform', 'notebook', 'notebook_normal'; got 'he'.",
+        "initializer must be one of 'orthogonal', 'glorot', 'uniform', 'identity', "
+        "'notebook', 'notebook_normal'; got 'he'.",
     ),
     (ValueError, {"forget_bias": np.zeros(3)}, "forget_bias must be a number or [64]; got float64 [3]."),
-    (TypeError, {"dtype": jnp.int32}, "dtype must be a floating dtype; got int32."),
+    (
+        ValueError,
+        {"forget_bias": mgu.chrono(10), "cell": mgu.MGU2},
+        "forget_bias can be chrono only for a gate with a bias; got gate='h'.",
+    ),
+    (TypeError, {"dtype": jnp.int32}, "dtype must be float32, float64, bfloat16 or float16; got int32."),
     (TypeError, {"cell": None}, "cell must be an mgu_jax.Cell, such as mgu_jax.MGU; got None."),
 ]
 
@@ -245,8 +296,17 @@ MODEL = [
     ({"hidden_sizes": 64}, "hidden_sizes must be a tuple of at least one width; got 64."),
     ({"hidden_sizes": (64, 0)}, "hidden_sizes[1] must be a whole number of at least 1; got 0."),
     ({"output_size": 0}, "output_size must be a whole number of at least 1; got 0."),
-    ({"readout": "first"}, "readout must be one of 'all', 'last'; got 'first'."),
-    ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff'; got 'fast'."),
+    ({"readout": "first"}, "readout must be one of 'all', 'last', 'mean'; got 'first'."),
+    ({"bidirectional": True}, "bidirectional must be one of None, 'concatenate', 'sum'; got True."),
+    ({"dropout": 1}, "dropout must be a number in [0, 1); got 1."),
+    ({"zoneout": -1}, "zoneout must be a number in [0, 1); got -1."),
+    ({"embedding_size": 0}, "embedding_size must be a whole number of at least 1; got 0."),
+    (
+        {"initializer": "he"},
+        "initializer must be one of 'orthogonal', 'glorot', 'uniform', 'identity', "
+        "'notebook', 'notebook_normal'; got 'he'.",
+    ),
+    ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'."),
 ]
 
 
@@ -260,8 +320,57 @@ def test_model_apply(params):
     model = mgu.model(32, (64,), 3)
     text = raised(TypeError, lambda: model.apply(params, XS))
     assert text == "params must be a ModelParams, as model.init makes it; got a Params."
+    other = mgu.model(32, (64, 32), 3)
+    text = raised(ValueError, lambda: model.apply(other.init(KEY), XS))
+    assert text == (
+        "params must be those of this model, hidden sizes (64,) and 3 outputs; got (64, 32) and W_y [32, 3]."
+    )
     text = raised(TypeError, lambda: model.init(0))
     assert text == "key must be one PRNG key, as jax.random.key(0) makes it; got 0."
+
+
+APPLY = [
+    (ValueError, {"training": True}, "key must be given to train with dropout and zoneout; got None."),
+    (TypeError, {"key": 0}, "key must be one PRNG key, as jax.random.key(0) makes it; got 0."),
+    (TypeError, {"state": XS}, "state must be a State, as the model returns it; got float32 [100, 8, 32]."),
+    (ValueError, {"dropout": 1.5}, "dropout must be a number in [0, 1); got 1.5."),
+    (
+        ValueError,
+        {"drop_out": 0.5},
+        "a rate must be one of 'dropout', 'recurrent_dropout', 'zoneout', 'dropconnect'; got 'drop_out'.",
+    ),
+    (ValueError, {"lengths": np.arange(3)}, "lengths must have shape [8] (the batch of xs); got [3]."),
+    (
+        ValueError,
+        {"state": mgu.State((H0[:4],))},
+        "h0 must have shape [8, 64] (the batch of xs and the width of params); got [4, 64].",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong", "text"), APPLY, ids=[text[:50] for *_, text in APPLY])
+def test_model_apply_options(kind, wrong, text):
+    model = mgu.model(32, (64,), 3, dropout=0.2, zoneout=0.1)
+    assert raised(kind, lambda: model.apply(model.init(KEY), XS, **wrong)) == text
+
+
+def test_tokens():
+    model = mgu.model(10, (4,), 3, embedding_size=2)
+    text = raised(TypeError, lambda: model.apply(model.init(KEY), XS))
+    assert text == "xs must be tokens, whole numbers [T, ...]; got float32 [100, 8, 32]."
+
+
+def test_what_cannot_be_stepped():
+    for options, text in (
+        ({"bidirectional": "sum"}, "a bidirectional model cannot be stepped: its reverse layers begin at the end."),
+        ({"readout": "mean"}, "a model with readout 'mean' cannot be stepped: it reads out the whole sequence."),
+    ):
+        model = mgu.model(32, (64,), 3, **options)
+        assert raised(ValueError, lambda model=model: model.step(model.init(KEY), XS[0])) == text
+
+
+def test_chrono_itself():
+    assert raised(ValueError, lambda: mgu.chrono(2)) == "longest must be a whole number of at least 3; got 2."
 
 
 def data(samples=4, **changes):
@@ -272,7 +381,11 @@ TRAIN = [
     (TypeError, {"data": None}, "data must be a Data(xs, targets); got None."),
     (TypeError, {"data": data(xs=[1])}, "data.xs must be an array; got a list."),
     (ValueError, {"data": data(xs=np.zeros((4, 5)))}, "data.xs must have shape [N, T, D]; got [4, 5]."),
-    (ValueError, {"data": data(targets=np.zeros(3))}, "data.targets must have 4 samples, as data.xs; got 3."),
+    (ValueError, {"data": data(targets=np.zeros(3))}, "data.targets must have 4 samples, as data.xs; got shape [3]."),
+    (ValueError, {"data": data(targets=np.zeros(()))}, "data.targets must have 4 samples, as data.xs; got shape []."),
+    (TypeError, {"hyper": 3e-3}, "hyper must be a Hyper; got 0.003."),
+    (TypeError, {"recipe": 3}, "recipe must be a Recipe; got 3."),
+    (TypeError, {"state": KEY}, "state must be a TrainState; got key<fry> []."),
     (ValueError, {"data": data(0)}, "data must have at least as many samples as a batch, 2; got 0."),
     (ValueError, {"data": data(1)}, "data must have at least as many samples as a batch, 2; got 1."),
     (ValueError, {"steps": 0}, "steps must be a whole number of at least 1; got 0."),
@@ -284,13 +397,39 @@ TRAIN = [
 @pytest.mark.parametrize(("kind", "wrong", "text"), TRAIN, ids=[text[:50] for *_, text in TRAIN])
 def test_fit(kind, wrong, text):
     recipe = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), batch_size=2)
-    arguments = {"data": data(), "steps": 1, "key": KEY} | wrong
-    assert raised(kind, lambda: mgu.fit(recipe, **arguments)) == text
+    arguments = {"recipe": recipe, "data": data(), "steps": 1, "key": KEY} | wrong
+    assert raised(kind, lambda: mgu.fit(**arguments)) == text
+
+
+def test_labels_for_a_model_that_reads_out_every_step():
+    recipe = mgu.Recipe(mgu.model(3, (4,), 2), batch_size=2)
+    text = raised(ValueError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY))
+    assert text == "targets must be whole numbers [5, 2] (the model gives [5, 2, 2]); got int32 [2]."
 
 
 def test_recipe():
     model = mgu.model(3, (4,), 2)
+    text = raised(TypeError, lambda: mgu.Recipe(model, loss="cross_entropy"))
+    assert text == "loss must be a function, such as mgu_jax.losses.cross_entropy; got 'cross_entropy'."
+    text = raised(TypeError, lambda: mgu.Recipe(model, optimizer=optax.adam(1e-3)))
+    assert text == (
+        "optimizer must be a function of Hyper, such as lambda hyper: optax.adam(hyper.learning_rate); "
+        "got a GradientTransformationExtraArgs."
+    )
     assert raised(ValueError, lambda: mgu.Recipe(model, batch_size=0)).startswith("batch_size must be a whole number")
+
+
+@pytest.mark.parametrize("batched", [lambda f: jax.jit(jax.jacfwd(f)), lambda f: jax.jacfwd(jax.jit(f))])
+def test_batched_forward_mode_under_jit_is_refused_too(batched):
+    """In JAX's own words; see ``reverse_only``."""
+    params, x = mgu.init(KEY, 2, 3), jnp.ones((4, 1, 2))
+    with pytest.raises(TypeError, match="forward-mode"):
+        batched(lambda x: mgu.scan(params, x)[0])(x)
+
+
+def test_check_gradients_of_traced_arrays(params):
+    text = raised(TypeError, lambda: jax.jit(lambda x: mgu.check_gradients(params, x).worst)(XS))
+    assert text == "params, xs and h0 must be concrete arrays, since differences are taken; got traced ones."
 
 
 def test_check_gradients(params):

@@ -79,6 +79,21 @@ def test_digits(tmp_path, capsys):
     assert lines(tmp_path / "a") != lines(tmp_path / "c")
 
 
+def test_the_held_out_quarter_of_the_digits():
+    """A quarter of each class, none of it trained on, rows read from the top."""
+    digits = data.digits()
+    assert digits.train.xs.shape == (1347, 8, 8)
+    assert digits.test.xs.shape == (450, 8, 8)
+    images = {x.tobytes() for x in digits.train.xs}
+    assert sum(x.tobytes() in images for x in digits.test.xs) == 0
+    counts = np.bincount(digits.test.targets) / np.bincount(np.concatenate([digits.train.targets, digits.test.targets]))
+    assert np.all(np.abs(counts - 0.25) < 0.01)
+    from sklearn.datasets import load_digits
+
+    originals = {image.astype(np.float32).tobytes() for image in load_digits().images / 16}
+    assert all(x.tobytes() in originals for x in digits.test.xs)
+
+
 def test_an_earlier_run_is_kept(tmp_path, capsys):
     for _ in range(3):
         run("notebook", "--out", tmp_path / "run")
@@ -106,6 +121,21 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert results[0]["loss"] == results[1]["loss"]
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    """Ctrl-C: one sentence, status 130, and a folder that resumes."""
+    command = [sys.executable, "-m", "experiments", "digits", "--hidden-size", "16", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 4):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert text.endswith("stopped; the same command with --resume goes on from the last checkpoint.\n")
+    assert "Traceback" not in text
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
     assert run("digits", "--quick", "--out", tmp_path / "none", "--resume") == 2
     assert "--resume needs a run to go on with; there is none in" in capsys.readouterr().err
@@ -115,6 +145,51 @@ def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
     assert run("digits", "--quick", "--steps", 42, "--out", tmp_path / "run", "--resume", "--seed", 5) == 2
     assert "seed was 0; got 5." in capsys.readouterr().err
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+    assert run("notebook", "--out", tmp_path / "run", "--resume") == 2
+    assert "--resume needs a run of notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notebook", "gradients"])
+def test_a_short_run_that_resumes_begins_again(name, tmp_path):
+    flags = ["--quick", "--out", tmp_path / "run"]
+    run(name, *flags)
+    before = lines(tmp_path / "run")
+    run(name, *flags, "--resume")
+    assert lines(tmp_path / "run") == before
+
+
+IMPOSSIBLE = [
+    ("digits", "--steps", "-5", "--steps must be a number above 0; got -5."),
+    ("digits", "--steps", "0", "--steps must be a number above 0; got 0."),
+    ("digits", "--hidden-size", "0", "--hidden-size must be a number above 0; got 0."),
+    ("digits", "--batch-size", "5000", "--batch-size must be at most the 1,347 training samples; got 5,000."),
+    ("digits", "--learning-rate", "nan", "--learning-rate must be a number above 0; got nan."),
+    ("digits", "--seed", "-1", "--seed must be a whole number in [0, 2^32); got -1."),
+    ("digits", "--seed", "99999999999", "--seed must be a whole number in [0, 2^32); got 99999999999."),
+    ("mnist-rows", "--epochs", "0", "--epochs must be a number above 0; got 0."),
+    ("gradients", "--steps", "5", "--steps has no meaning for gradients, which takes no optimiser step."),
+]
+
+
+@pytest.mark.parametrize(("name", "flag", "value", "text"), IMPOSSIBLE, ids=[" ".join(i[:3]) for i in IMPOSSIBLE])
+def test_impossible_values_are_one_sentence_and_leave_nothing(tmp_path, capsys, name, flag, value, text):
+    assert run(name, flag, value, "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err == f"error: {text}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_fails_is_one_sentence(tmp_path, capsys):
+    assert run("digits", "--quick", "--learning-rate", "1e38", "--out", tmp_path / "run") == 1
+    assert "must stay finite" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.run.NEEDED", ("tyro", "a_package_that_nobody_has"))
+    assert run("digits", "--out", tmp_path / "run") == 1
+    text = "a_package_that_nobody_has is needed here and not installed: pip install 'mgu_jax[experiments]'."
+    assert capsys.readouterr().err == f"error: {text}\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
@@ -160,9 +235,17 @@ def test_mnist_without_the_files_is_one_sentence(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"another file"), gzip.compress(b"a" * 99)[:-9]])
-def test_a_damaged_file_is_named(tmp_path, content):
-    name = "train-images-idx3-ubyte.gz"
+DAMAGED = {
+    "empty": b"",
+    "not gzip": b"no gzip",
+    "another": gzip.compress(b"another file"),
+    "cut short": gzip.compress(b"a" * 99)[:-9],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path, kind):
+    content, name = DAMAGED[kind], "train-images-idx3-ubyte.gz"
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadRequest, match=f"{name} is damaged or another file than the published one: get the four"):
         data.mnist(tmp_path)
@@ -184,7 +267,6 @@ def test_mnist_rows_on_the_real_files(tmp_path, monkeypatch):
     assert result["accuracy"] > 0.2
 
 
-@pytest.mark.slow
 def test_digits_reach_97_percent_in_90_seconds(tmp_path):
     began = time.perf_counter()
     assert run("digits", "--out", tmp_path / "run") == 0

@@ -18,23 +18,22 @@ def exactly_one_input(cell, x, h):
     return case._replace(params=params, xs=np.full_like(case.xs, x), h0=np.full_like(case.h0, h))
 
 
-@pytest.mark.parametrize("implementation", laws.IMPLEMENTATIONS)
-@pytest.mark.parametrize("cell", laws.CELLS.values(), ids=laws.CELLS.keys())
+@pytest.mark.parametrize("implementation", ["manual", "autodiff"])
+@pytest.mark.parametrize("cell", [laws.CELLS["MGU"]], ids=["MGU"])
 @pytest.mark.parametrize("h", [0.0, 1.0, -1e4, DENORMAL])
 @pytest.mark.parametrize("x", [1e4, -1e4, DENORMAL, -DENORMAL, LARGEST, -LARGEST, 0.0])
 def test_finite_where_the_truth_is(cell, implementation, x, h):
     case = exactly_one_input(cell, x, h)
-    (hs, h_last), grads = laws.gradients(case, "float32", cell, implementation=implementation)
-    (true_hs, _), true_grads = laws.expected(case, cell)
-    assert np.isfinite(hs).all()
-    assert np.isfinite(h_last).all()
-    np.testing.assert_allclose(hs, true_hs, rtol=2e-5, atol=1e-30)
+    outputs, grads = laws.gradients(case, "float32", cell, implementation=implementation)
+    true_outputs, true_grads = laws.expected(case, cell)
+    assert all(np.isfinite(a).all() for a in outputs.values())
+    np.testing.assert_allclose(outputs["hs"], true_outputs["hs"], rtol=2e-5, atol=1e-30)
     for name, gradient in grads.items():
         representable = np.abs(true_grads[name]) < LARGEST
         assert np.isfinite(np.asarray(gradient)[representable]).all(), name
 
 
-@pytest.mark.parametrize("implementation", laws.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["manual", "autodiff"])
 def test_a_saturated_gate_overwrites_or_keeps_exactly(implementation):
     params = mgu.init(jax.random.key(0), 2, 3)
     xs, h0 = jnp.ones((4, 1, 2)), jnp.full((1, 3), 0.7)

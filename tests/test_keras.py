@@ -37,6 +37,6 @@ def test_tied_gru_of_keras(x64):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         theirs, pullback = jax.vjp(tied_gru(params, 5), params, xs, h0)
         dparams, dxs, dh0 = pullback(tuple(cotangents))
-    for mine, other in zip(ours, theirs, strict=True):
+    for mine, other in zip(ours.values(), theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-12)
     laws.assert_close(our_gradients, laws.named(dparams, dxs, dh0), 1e-12)

@@ -1,4 +1,4 @@
-"""The model is its layers, one on the other, and a readout."""
+"""The model is its layers, one on the other, and a readout; each feature equals the same thing written out."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,33 @@ import pytest
 import mgu_jax as mgu
 from tests import laws
 
+XS = jax.random.normal(jax.random.key(1), (7, 3, 4))
+LENGTHS = np.array([7, 0, 4])
+KEY = jax.random.key(5)
+
+
+def close(a, b, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.shape == y.shape
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
+
+
+def made(*sizes, **options):
+    """A model and its parameters, with biases that are not zero."""
+    model = mgu.model(*sizes, **options)
+    params = model.init(jax.random.key(0))
+    return model, jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), params)
+
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
-@pytest.mark.parametrize("readout", ["all", "last"])
+@pytest.mark.parametrize("readout", ["all", "last", "mean"])
 def test_apply_is_scans_and_a_product(readout, batch):
-    model = mgu.model(4, (5, 6), 2, readout=readout)
-    params = model.init(jax.random.key(0))._replace(b_y=jnp.array([0.5, -0.5]))
+    model, params = made(4, (5, 6), 2, readout=readout)
     xs = jax.random.normal(jax.random.key(1), (7, *batch, 4))
     hs, _ = mgu.scan(params.layers[0], xs)
     hs, h_last = mgu.scan(params.layers[1], hs)
-    rows = hs if readout == "all" else h_last
-    expected = rows @ params.W_y + jnp.broadcast_to(params.b_y, (*rows.shape[:-1], 2))
-    np.testing.assert_allclose(model.apply(params, xs), expected, rtol=0, atol=1e-6)
+    rows = {"all": hs, "last": h_last, "mean": hs.mean(0)}[readout]
+    close(model.apply(params, xs), rows @ params.W_y + jnp.broadcast_to(params.b_y, (*rows.shape[:-1], 2)))
 
 
 def test_init_shapes_scale_and_bias():
@@ -27,6 +42,7 @@ def test_init_shapes_scale_and_bias():
     params = model.init(jax.random.key(0))
     assert [layer.W_f.shape for layer in params.layers] == [(4, 5), (5, 6)]
     assert params.W_y.shape == (6, 2)
+    assert params.backward is params.h0 is params.embedding is None
     np.testing.assert_array_equal(params.b_y, np.zeros(2))
     other = model.init(jax.random.key(0), forget_bias=0.5, initial_scale=0.1)
     np.testing.assert_allclose(other.layers[1].U_h, 0.1 * params.layers[1].U_h, rtol=1e-6)
@@ -35,13 +51,17 @@ def test_init_shapes_scale_and_bias():
     assert not np.array_equal(params.layers[0].W_f[:, :1], params.layers[1].W_f[:4, :1])
 
 
-def test_implementations_agree_and_dtype_travels(dtype):
-    xs = jax.random.normal(jax.random.key(1), (7, 3, 4), dtype)
-    gradients = []
-    for name in laws.IMPLEMENTATIONS:
-        model = mgu.model(4, (5, 6), 2, implementation=name, dtype=dtype)
-        params = model.init(jax.random.key(0))
-        gradients.append(jax.grad(lambda p, model=model: jnp.sum(model.apply(p, xs) ** 2))(params))
+@pytest.mark.parametrize("name", ["MGU", "RESET_AFTER_MGU", "MIN_GRU"])
+def test_implementations_agree_and_dtype_travels(dtype, name):
+    xs, gradients = XS.astype(dtype), []
+    for implementation in ("manual", "autodiff"):
+        options = {"implementation": implementation, "bidirectional": "sum", "learned_h0": True, "dtype": dtype}
+        model, params = made(4, (5, 5), 2, laws.NAMED[name], residual=True, dropout=0.2, **options)
+
+        def loss(params, model=model):
+            return jnp.sum(model.apply(params, xs, lengths=LENGTHS, key=KEY, zoneout=0.1) ** 2)
+
+        gradients.append(jax.grad(loss)(params))
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert a.dtype == dtype
         assert laws.relative_error(a, b) <= laws.TOLERANCE[dtype]
@@ -52,3 +72,185 @@ def test_init_under_vmap_makes_a_population():
     population = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3))
     assert population.layers[0].U_f.shape == (3, 5, 5)
     assert jax.vmap(model.apply, (0, None))(population, jnp.ones((7, 2, 4))).shape == (3, 7, 2, 2)
+
+
+def test_models_of_the_same_specification_are_equal_so_that_they_compile_once():
+    assert mgu.model(4, (5,), 2, zoneout=0.1) == mgu.model(4, [5], 2, zoneout=0.1)
+    assert mgu.model(4, (5,), 2) != mgu.model(4, (6,), 2)
+    assert hash(mgu.model(4, (5,), 2)) == hash(mgu.model(4, (5,), 2))
+
+
+@pytest.mark.parametrize("how", ["concatenate", "sum"])
+@pytest.mark.parametrize("readout", ["all", "last", "mean"])
+def test_bidirectional_is_two_explicit_runs(how, readout):
+    model, params = made(4, (5,), 2, readout=readout, bidirectional=how)
+    there, end = mgu.scan(params.layers[0], XS, lengths=LENGTHS)
+    back, back_end = mgu.scan(params.backward[0], XS, lengths=LENGTHS, reverse=True)
+
+    def merge(a, b):
+        return a + b if how == "sum" else jnp.concatenate([a, b], -1)
+
+    hs = merge(there, back)
+    mean = hs.sum(0) / np.maximum(LENGTHS, 1)[:, None].astype(np.float32)
+    rows = {"all": hs, "last": merge(end, back_end), "mean": mean}[readout]
+    wanted = rows @ params.W_y + jnp.broadcast_to(params.b_y, (*rows.shape[:-1], 2))
+    ys, state = model.apply(params, XS, lengths=LENGTHS, return_state=True)
+    close(ys, wanted)
+    close((state.layers[0], state.backward[0]), (end, back_end))
+
+
+def test_two_bidirectional_layers_have_the_widths_that_they_need():
+    _, params = made(4, (5, 6), 2, bidirectional="concatenate")
+    assert [layer.W_h.shape for layer in params.layers] == [(4, 5), (10, 6)]
+    assert params.W_y.shape == (12, 2)
+    _, params = made(4, (5, 6), 2, bidirectional="sum")
+    assert [layer.W_h.shape for layer in params.backward] == [(4, 5), (5, 6)]
+
+
+@pytest.mark.parametrize("readout", ["all", "last"])
+def test_residual_connections(readout):
+    """Between layers of equal width, and never around the first."""
+    model, params = made(5, (5, 5, 6, 6), 2, residual=True, readout=readout)
+    xs = jax.random.normal(KEY, (7, 3, 5))
+    first, _ = mgu.scan(params.layers[0], xs, lengths=LENGTHS)
+    second = first + mgu.scan(params.layers[1], first, lengths=LENGTHS)[0]
+    third, _ = mgu.scan(params.layers[2], second, lengths=LENGTHS)
+    fourth = third + mgu.scan(params.layers[3], third, lengths=LENGTHS)[0]
+    rows = fourth if readout == "all" else jnp.stack([fourth[6, 0], jnp.zeros(6), fourth[3, 2]])
+    wanted = rows @ params.W_y + jnp.broadcast_to(params.b_y, (*rows.shape[:-1], 2))
+    close(model.apply(params, xs, lengths=LENGTHS), wanted)
+
+
+def test_last_is_the_last_valid_step():
+    model, params = made(4, (5,), 2, readout="last")
+    every = mgu.model(4, (5,), 2).apply(params, XS)
+    ys = model.apply(params, XS, lengths=LENGTHS)
+    close((ys[0], ys[2]), (every[6, 0], every[3, 2]))
+    close(ys[1], params.b_y)  # length 0: h0
+
+
+def test_embedding():
+    model, params = made(11, (5,), 2, embedding_size=4)
+    tokens = jax.random.randint(KEY, (7, 3), 0, 11)
+    assert params.embedding.shape == (11, 4)
+    dense = mgu.model(4, (5,), 2)
+    close(model.apply(params, tokens), dense.apply(params, params.embedding[tokens]))
+    gradient = jax.grad(lambda p: jnp.sum(model.apply(p, tokens[:, :1] * 0 + 3) ** 2))(params).embedding
+    assert np.flatnonzero(np.abs(gradient).max(1)).tolist() == [3]
+
+
+def test_learned_h0_is_the_state_before_the_first_step():
+    model, params = made(4, (5, 6), 2, learned_h0=True)
+    np.testing.assert_array_equal(model.init(KEY).h0.layers[1], np.zeros(6))
+    state = mgu.State(tuple(jnp.broadcast_to(h, (3, h.size)) for h in params.h0.layers))
+    close(model.apply(params, XS), model.apply(params, XS, state=state))
+    gradient = jax.grad(lambda p: jnp.sum(model.apply(p, XS) ** 2))(params).h0
+    assert all(np.abs(g).max() > 1e-4 for g in gradient.layers)
+
+
+@pytest.mark.parametrize("learned_h0", [False, True])
+def test_state_out_and_in_continues_the_sequence(learned_h0):
+    model, params = made(4, (5, 6), 2, learned_h0=learned_h0)
+    whole, end = model.apply(params, XS, return_state=True)
+    first, state = model.apply(params, XS[:3], return_state=True)
+    second, last = model.apply(params, XS[3:], state=state, return_state=True)
+    close((jnp.concatenate([first, second]), last), (whole, end))
+
+
+@pytest.mark.parametrize("name", laws.NAMED)
+def test_streaming_equals_the_scan(name):
+    """One input at a time, from no state at all, with what noise expects at evaluation."""
+    model, params = made(4, (5, 5), 2, laws.NAMED[name], residual=True, learned_h0=True, zoneout=0.3)
+    step, state, ys = jax.jit(model.step), None, []
+    for x in XS:
+        y, state = step(params, x, state)
+        ys.append(y)
+    whole, end = model.apply(params, XS, return_state=True)
+    close((jnp.stack(ys), state), (whole, end))
+
+
+def test_streaming_reads_out_the_last_step_too():
+    model, params = made(4, (5,), 2, readout="last")
+    y, state = model.step(params, XS[0])
+    y, _ = model.step(params, XS[1], state)
+    close(y, model.apply(params, XS[:2]))
+
+
+def test_truncated_bptt():
+    """Values go on from chunk to chunk; gradients stop at the border."""
+    model, params = made(4, (5,), 2)
+
+    def second_half(params, cut):
+        _, state = model.apply(params, XS[:3], return_state=True)
+        return jnp.sum(model.apply(params, XS[3:], state=mgu.detach(state) if cut else state) ** 2)
+
+    assert second_half(params, True) == second_half(params, False)
+    cut, through = (jax.grad(second_half)(params, cut) for cut in (True, False))
+    _, state = model.apply(params, XS[:3], return_state=True)
+    close(cut, jax.grad(lambda p: jnp.sum(model.apply(p, XS[3:], state=state) ** 2))(params))
+    assert np.abs(cut.layers[0].U_h - through.layers[0].U_h).max() > 1e-3
+
+
+NOISE = ["dropout", "recurrent_dropout", "zoneout", "dropconnect"]
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_needs_a_key(name):
+    model, params = made(4, (5, 5), 2, **{name: 0.5})
+    quiet = model.apply(params, XS)
+    np.testing.assert_array_equal(quiet, model.apply(params, XS))
+    np.testing.assert_array_equal(quiet, model.apply(params, XS, key=KEY, training=False))
+    noisy, again, other = (model.apply(params, XS, key=k, training=True) for k in (KEY, KEY, jax.random.key(6)))
+    np.testing.assert_array_equal(noisy, again)
+    assert np.abs(noisy - quiet).max() > 1e-3
+    assert np.abs(noisy - other).max() > 1e-3
+    plain = mgu.model(4, (5, 5), 2)
+    np.testing.assert_array_equal(plain.apply(params, XS, key=KEY, **{name: 0.5}), noisy)
+    if name != "zoneout":  # its expectation is another function than none at all
+        close(plain.apply(params, XS), quiet)
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_rates_may_be_swept(name):
+    model, params = made(4, (5, 5), 2)
+    rates = jnp.array([0.0, 0.3])
+    together = jax.vmap(lambda rate: model.apply(params, XS, key=KEY, **{name: rate}))(rates)
+    close(together[0], model.apply(params, XS))
+    close(together[1], model.apply(params, XS, key=KEY, **{name: 0.3}))
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_has_the_right_mean(name):
+    """One step from a state of its own: what noise does to the linear part has the mean of no noise."""
+    cell = mgu.Cell(gate="b", reset="none", activation="identity")
+    model, params = made(4, (5,), 2, cell)
+    state = mgu.State((jax.random.normal(KEY, (3, 5)),))
+    keys = jax.random.split(KEY, 4000)
+    ys = jax.vmap(lambda key: model.apply(params, XS[:1], state=state, key=key, **{name: 0.4}))(keys)
+    wanted = model.apply(params, XS[:1], state=state, **({"zoneout": 0.4} if name == "zoneout" else {}))
+    np.testing.assert_allclose(ys.mean(0), wanted, rtol=0, atol=6 * float(ys.std(0).max()) / 4000**0.5)
+
+
+def test_one_mask_a_sequence_and_one_a_step():
+    """Recurrent dropout drops the same units at every step; zoneout others at each."""
+    cell = mgu.Cell(gate="b", reset="none", activation="identity")
+    params = mgu.init(KEY, 4, 50, cell)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    identity = zero._replace(U_h=jnp.eye(50), b_f=jnp.full(50, 20.0))  # h' = masked h
+    hs, _ = mgu.scan(identity, jnp.zeros((3, 2, 4)), jnp.ones((2, 50)), cell=cell, key=KEY, recurrent_dropout=0.5)
+    np.testing.assert_allclose(hs, jnp.stack([hs[0], hs[0] ** 2, hs[0] ** 3]), rtol=1e-5)
+    assert np.any(hs[0, 0] != hs[0, 1])
+    forget = zero._replace(b_f=jnp.full(50, 20.0))  # h' = 0, unless zoned out
+    hs, _ = mgu.scan(forget, jnp.zeros((1, 2, 4)), jnp.ones((2, 50)), cell=cell, key=KEY, zoneout=0.5)
+    assert 0.3 < float(jnp.mean(hs > 0.5)) < 0.7
+
+
+def test_compute_dtype_and_precision_reach_the_readout():
+    model = mgu.model(4, (5,), 2, compute_dtype=jnp.bfloat16, precision="highest")
+    params = model.init(KEY)
+    program = str(jax.make_jaxpr(model.apply)(params, XS))
+    assert program.count("preferred_element_type=float32") == program.count("dot_general[") == 5
+    exact = mgu.model(4, (5,), 2).apply(params, XS)
+    rounded = model.apply(params, XS)
+    assert rounded.dtype == jnp.float32
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.05

@@ -10,7 +10,7 @@ import pytest
 
 import mgu_jax as mgu
 from experiments.notebook import loss_per_step
-from mgu_jax import train
+from mgu_jax import losses, train
 from tests import laws
 
 H, K, B, T, D = 5, 2, 3, 10, 4
@@ -100,7 +100,7 @@ def step_by_step(x64_case):
 def test_8_9_10_the_equations_of_the_step(x64):
     """Derivatives of activated values, U_h on the candidate's path, both terms of df; and the faults differ."""
     params, (x, h, gates), g, (dparams, dh, _) = step_by_step(laws.case(mgu.MGU, 1))
-    f, c, _ = gates
+    f, c = gates.f, gates.c
     dz_h = g * f * (1 - c**2)
     dr = dz_h @ params.U_h.T
     dz_f = (g * (c - h) + dr * h) * f * (1 - f)
@@ -121,6 +121,7 @@ def test_11_biases_are_summed_over_steps_and_samples(model, params):
         jax.grad(lambda p, b=b: loss(model, p, XS[:, b : b + 1], TARGETS[:, b : b + 1]))(params) for b in range(B)
     ]
     np.testing.assert_allclose(layer.b_f, sum(s.layers[0].b_f for s in single) / B, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(layer.b_h, sum(s.layers[0].b_h for s in single) / B, rtol=0, atol=1e-5)
 
 
 def test_12_each_parameter_goes_down_its_own_gradient(model, params):
@@ -128,14 +129,13 @@ def test_12_each_parameter_goes_down_its_own_gradient(model, params):
     data = mgu.Data(XS.swapaxes(0, 1), TARGETS.swapaxes(0, 1))
     recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).sum(), train.sgd, batch_size=B)
     state = train.start(recipe, jax.random.key(0))._replace(params=params)
-    after, losses = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=2)
-    del after
+    _, curve = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=2)
     first, _ = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=1)
     gradient = jax.grad(lambda p: loss(model, p))(params).layers[0]
     moved = first.params.layers[0].b_h - params.layers[0].b_h
     np.testing.assert_allclose(moved, -1e-3 * gradient.b_h, rtol=0, atol=1e-6)
     assert np.abs(gradient.b_h - gradient.b_f).max() > 0.01
-    assert losses[1] < losses[0]
+    assert curve[1] < curve[0]
 
 
 def test_13_each_sample_keeps_its_own_error(model, params):
@@ -150,11 +150,11 @@ def test_14_training_runs_and_its_loss_falls():
     """The notebook's own test; test_experiments.py runs it as a user does."""
     ones = np.ones((3, 10, 1), np.float32)
     model = mgu.model(1, (5,), 1, initializer="notebook")
-    recipe = mgu.Recipe(model, train.squared_error, train.sgd, batch_size=3)
-    _, losses = mgu.fit(
+    recipe = mgu.Recipe(model, losses.squared_error, train.sgd, batch_size=3)
+    _, curve = mgu.fit(
         recipe, mgu.Data(ones, ones), steps=10, key=jax.random.key(0), hyper=mgu.Hyper(0.1, forget_bias=0.0)
     )
-    assert losses[-1] < 0.1 * losses[0]
+    assert curve[-1] < 0.1 * curve[0]
 
 
 def test_15_the_last_step_is_not_the_last_sample(model, params):

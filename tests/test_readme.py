@@ -25,7 +25,7 @@ def test_the_code_blocks_run_one_after_the_other(capsys):
         for block in blocks:
             exec(block, names)
     assert names["h_last"].shape == (16, 100)
-    assert names["losses"].shape == (200,)
+    assert names["curve"].shape == (200,)
     assert "manual:autodiff" in capsys.readouterr().out
 
 

@@ -1,5 +1,8 @@
 """Training: the chunk is the plain loop, runs repeat and resume to the same bits, and what goes wrong says so."""
 
+import io
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import optax
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax import losses as losses_of
 from mgu_jax import train
 from mgu_jax.checkpoint import Checkpoints
 
@@ -111,7 +115,7 @@ def test_one_trace_a_configuration(data):
 
     def loss(ys, targets):
         traces.append(1)
-        return train.cross_entropy(ys, targets)
+        return losses_of.cross_entropy(ys, targets)
 
     recipe = mgu.Recipe(model, loss, batch_size=8)
     for rate in (0.1, 0.2):
@@ -125,7 +129,7 @@ def test_all_steps_have_a_loss_of_their_own():
     data = mgu.Data(
         rng.standard_normal((8, 5, 3)).astype(np.float32), rng.standard_normal((8, 5, 2)).astype(np.float32)
     )
-    recipe = mgu.Recipe(mgu.model(3, (4,), 2), train.squared_error, train.sgd, batch_size=8)
+    recipe = mgu.Recipe(mgu.model(3, (4,), 2), losses_of.squared_error, train.sgd, batch_size=8)
     state = train.start(recipe, KEY)
     _, losses = train.chunk(state, mgu.Hyper(), data, recipe=recipe, steps=1)
     ys = recipe.model.apply(state.params, data.xs.swapaxes(0, 1))
@@ -134,19 +138,36 @@ def test_all_steps_have_a_loss_of_their_own():
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, recipe):
     spoilt = data._replace(xs=np.where(np.arange(40)[:, None, None] == 7, np.nan, data.xs))
-    with pytest.raises(train.NotFinite) as caught:
+    with pytest.raises(mgu.NotFinite) as caught:
         mgu.fit(recipe, spoilt, steps=20, key=KEY, chunk_steps=1)
     error = caught.value
     assert str(error) == (
-        f"the loss must stay finite; it is nan at step {error.step}, "
-        f"and the last good state is that of step {error.step}."
+        f"the loss must stay finite; it is nan at step {error.step}; the last good state is that of step {error.step}."
     )
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(error.state.params))
 
 
+def test_parameters_that_are_not_finite_stop_the_run_before_anyone_sees_them(data, recipe):
+    """The last update of a run, which no loss will see."""
+    recipe, seen = mgu.Recipe(recipe.model, optimizer=train.sgd, batch_size=8), []
+    with pytest.raises(mgu.NotFinite) as caught:
+        mgu.fit(
+            recipe, data, steps=1, key=KEY, hyper=mgu.Hyper(learning_rate=np.inf), on_chunk=lambda s, _: seen.append(s)
+        )
+    assert str(caught.value).startswith("the parameters must stay finite; they are not at step 1;")
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(caught.value.state.params))
+    assert not seen
+
+
+def test_hyper_reaches_the_initial_parameters(recipe):
+    plain, other = (train.start(recipe, KEY, hyper).params for hyper in (mgu.Hyper(), mgu.Hyper(0.1, 0, 1, 0.5, 0.1)))
+    np.testing.assert_array_equal(other.layers[0].b_f, np.full(8, 0.5, np.float32))
+    np.testing.assert_allclose(other.layers[0].U_f, 0.1 * plain.layers[0].U_f, rtol=1e-6)
+
+
 def test_evaluate_weighs_batches_by_their_samples(data, recipe):
     params = recipe.model.init(KEY)
-    metrics = (train.cross_entropy, train.accuracy)
+    metrics = (losses_of.cross_entropy, losses_of.accuracy)
     whole = mgu.evaluate(recipe.model, params, data, metrics)
     parts = mgu.evaluate(recipe.model, params, data, metrics, batch_size=7)
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
@@ -172,3 +193,19 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(data, recipe, ca
     assert all("loss" in line and line.endswith("accuracy 50%") for line in lines)
     mgu.fit(recipe, data, steps=20, key=KEY, chunk_steps=10)
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_a_bar_on_a_terminal(data, recipe, monkeypatch):
+    """With the steps, the loss and the caller's text in it, and no plain lines."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    mgu.fit(recipe, data, steps=20, key=KEY, chunk_steps=10, on_chunk=lambda *_: "accuracy 50%", progress=True)
+    shown = terminal.getvalue()
+    assert "20/20" in shown
+    assert "accuracy 50%" in shown
+    assert "\r" in shown

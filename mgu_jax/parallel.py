@@ -1,0 +1,45 @@
+"""Members of the family that are linear in the state, all steps at once.
+
+Where neither gate nor candidate sees the state, a step is h_t = A_t*h_{t-1} + B_t with A_t = 1 - u_t and B_t = u_t*c_t,
+both known for all steps beforehand. Two steps make one of the same form,
+
+    (A_2, B_2) after (A_1, B_1)  =  (A_1*A_2, A_2*B_1 + B_2)
+
+and since this is associative, log2(T) rounds make them all (Blelloch 1990; Martin and Cundy 2018, arXiv 1709.04057).
+More work than the loop, and worth it where a step of the loop costs more than its arithmetic, as on a GPU.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from mgu_jax.bptt import Marks, Plan
+from mgu_jax.cell import advance, arrange, project
+from mgu_jax.params import Params
+
+
+@partial(jax.jit, static_argnums=0)
+def parallel(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
+    """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H], for a cell that is ``linear``."""
+    T = len(xs)
+    if T == 0:
+        return jnp.zeros((0, *h0.shape), h0.dtype), h0
+    inputs = project(params, xs, plan.product)._replace(k=marks.k)
+    zeros, ones = jnp.zeros((T, *h0.shape), h0.dtype), jnp.ones((T, *h0.shape), h0.dtype)
+    loop = arrange(params, plan.cell, None)
+    B, gates = advance(loop, zeros, inputs, plan.cell, plan.product)
+    # With c = 0 in the place of the candidate, what is left of a state of ones is A.
+    u = gates.f if plan.cell.update == "f" else 1 - gates.f
+    A = ones - (u if marks.k is None else u * marks.k)
+    if marks.reset is not None:  # h0 enters the step, whatever came before
+        B, A = jnp.where(marks.reset, A * h0[None] + B, B), jnp.where(marks.reset, 0, A)
+
+    def after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+        (A_1, B_1), (A_2, B_2) = first, second
+        return A_1 * A_2, A_2 * B_1 + B_2
+
+    A, B = lax.associative_scan(after, (A, B), reverse=plan.reverse)
+    hs = A * jnp.broadcast_to(h0, A.shape) + B
+    return hs, hs[0 if plan.reverse else -1]

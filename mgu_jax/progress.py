@@ -1,0 +1,39 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from mgu_jax.extras import require
+
+
+class Progress:
+    """A bar where standard error is a terminal, a line a chunk where it is not, nothing where it is not enabled.
+
+    Raises:
+        ImportError: enabled, and tqdm is not installed.
+    """
+
+    def __init__(self, done: int, steps: int, enabled: bool):
+        self.done, self.steps, self.enabled, self.began = done, steps, enabled, time.perf_counter()
+        self.bar = None
+        if enabled:
+            tqdm = require("tqdm", "experiments").tqdm
+            bar = tqdm(total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True)
+            self.bar = None if bar.disable else bar
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, size: int, loss: float, text: str | None) -> None:
+        """So many steps more, the last of them with this loss; a text to stand beside it."""
+        self.done += size
+        note = f"loss {loss:.4g}" + (f", {text}" if text else "")
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(size)
+        elif self.enabled:
+            print(f"step {self.done}/{self.steps}  {time.perf_counter() - self.began:.1f} s  {note}", flush=True)

@@ -1,0 +1,210 @@
+"""What a model computes: an input, recurrent layers one on the other, and a linear readout.
+
+    hs^0 = xs, or embedding[xs]
+    hs^l = scan(layers[l], hs^{l-1})                      and, if bidirectional, the same in reverse beside it or added
+    ys   = rows W_y + b_y                                 rows: all of the last hs, their mean, or the end of each
+
+``model.py`` says what each option means.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mgu_jax import checks
+from mgu_jax.family import Cell
+from mgu_jax.initial import init
+from mgu_jax.noise import drop, is_off
+from mgu_jax.params import Params
+from mgu_jax.products import Products, like
+from mgu_jax.sequence import scan
+
+
+class ModelParams(NamedTuple):
+    """The parameters of a model; what it has not is ``None``."""
+
+    layers: tuple[Params, ...]
+    W_y: Any  # [F, K], where F is the width of what the last layer hands on: H, or 2H of two directions side by side
+    b_y: Any  # [K]
+    backward: Any = None  # the layers that run in reverse, as many
+    h0: Any = None  # learned initial state, a ``State`` of [H] arrays
+    embedding: Any = None  # [V, D]
+
+
+class State(NamedTuple):
+    """The state of a model: [..., H] for every layer, of both directions where there are two."""
+
+    layers: tuple[Array, ...]
+    backward: tuple[Array, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The static side of a model."""
+
+    input_size: int
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    cell: Cell
+    readout: str
+    bidirectional: str | None
+    residual: bool
+    embedding_size: int | None
+    learned_h0: bool
+    initializer: str
+    implementation: str | None
+    precision: Any
+    compute_dtype: Any
+    dtype: Any
+    rates: tuple[tuple[str, Any], ...]
+
+    def _width(self, layer: int) -> int:
+        """Features that a layer hands on; layer -1 is the input."""
+        if layer < 0:
+            return self.embedding_size or self.input_size
+        return self.hidden_sizes[layer] * (2 if self.bidirectional == "concatenate" else 1)
+
+    def init(self, key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0) -> ModelParams:
+        checks.check_key("key", key)
+        count = len(self.hidden_sizes)
+        *keys, readout_key, embedding_key = jax.random.split(key, 2 * count + 2)
+
+        def scaled(weights: Any) -> Any:
+            return jax.tree.map(lambda w: w * jnp.asarray(initial_scale, w.dtype) if w.ndim == 2 else w, weights)
+
+        def direction(keys: list[Array]) -> tuple[Params, ...]:
+            options: Any = {"initializer": self.initializer, "forget_bias": forget_bias, "dtype": self.dtype}
+            sizes = [(self._width(i - 1), H) for i, H in enumerate(self.hidden_sizes)]
+            return tuple(scaled(init(k, D, H, self.cell, **options)) for k, (D, H) in zip(keys, sizes, strict=True))
+
+        zeros = tuple(jnp.zeros(H, self.dtype) for H in self.hidden_sizes)
+        glorot = jax.nn.initializers.glorot_uniform()
+        return ModelParams(
+            layers=direction(keys[:count]),
+            W_y=scaled(glorot(readout_key, (self._width(count - 1), self.output_size), self.dtype)),
+            b_y=jnp.zeros(self.output_size, self.dtype),
+            backward=direction(keys[count:]) if self.bidirectional else None,
+            h0=State(zeros, zeros if self.bidirectional else None) if self.learned_h0 else None,
+            embedding=self._draw_embedding(embedding_key),
+        )
+
+    def _draw_embedding(self, key: Array) -> Any:
+        if self.embedding_size is None:
+            return None
+        return jax.random.normal(key, (self.input_size, self.embedding_size), self.dtype) * self.embedding_size**-0.5
+
+    def apply(
+        self,
+        params: ModelParams,
+        xs: Array,
+        *,
+        state: State | None = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        key: Array | None = None,
+        training: bool | None = None,
+        return_state: bool = False,
+        **rates: Any,
+    ) -> Any:
+        rates = self._check_rates(rates, key, training)
+        key = None if training is False else key
+        hs = self._embed(params, xs)
+        batch = hs.shape[1:-1]
+        state = self._start(params, state, batch)
+        end: Any = None
+        last, last_backward = [], []
+        for i, layer in enumerate(params.layers):
+            chosen = {
+                "cell": self.cell,
+                "lengths": lengths,
+                "resets": resets,
+                "implementation": self.implementation,
+                "precision": self.precision,
+                "compute_dtype": self.compute_dtype,
+            } | {name: rate for name, rate in rates.items() if name != "dropout"}
+            new, h_last = scan(layer, hs, state.layers[i], key=_fold(key, 3 * i), **chosen)
+            new_end = h_last
+            last.append(h_last)
+            if params.backward is not None and state.backward is not None:
+                other, h_last = scan(
+                    params.backward[i], hs, state.backward[i], reverse=True, key=_fold(key, 3 * i + 1), **chosen
+                )
+                last_backward.append(h_last)
+                new, new_end = self._merge(new, other), self._merge(new_end, h_last)
+            if self.residual and i > 0 and new.shape == hs.shape:
+                new, new_end = new + hs, new_end + end
+            if key is not None and not is_off(rates["dropout"]):
+                # The end of a sequence is dropped as a row of its own; which of both is used, the readout says.
+                mask = drop(
+                    jax.random.fold_in(key, 3 * i + 2), rates["dropout"], (len(new) + 1, *new.shape[1:]), new.dtype
+                )
+                new, new_end = new * mask[:-1], new_end * mask[-1]
+            hs, end = new, new_end
+        ys = self._read_out(params, hs, end, lengths)
+        return (ys, State(tuple(last), tuple(last_backward) or None)) if return_state else ys
+
+    def step(self, params: ModelParams, x: Array, state: State | None = None) -> tuple[Array, State]:
+        if self.bidirectional:
+            raise ValueError("a bidirectional model cannot be stepped: its reverse layers begin at the end.")
+        if self.readout == "mean":
+            raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
+        ys, new_state = self.apply(params, jnp.asarray(x)[None], state=state, return_state=True)
+        return (ys[0] if self.readout == "all" else ys), new_state
+
+    def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
+        rates = dict(self.rates)
+        for name, rate in given.items():
+            checks.check_choice("a rate", name, tuple(rates))
+            checks.check_rate(name, rate)
+        rates |= given
+        noisy = [name for name, rate in rates.items() if not is_off(rate)]
+        if training and key is None and noisy:
+            raise ValueError(f"key must be given to train with {' and '.join(noisy)}; got None.")
+        if key is not None:
+            checks.check_key("key", key)
+        return rates
+
+    def _embed(self, params: Any, xs: Any) -> Array:
+        if not isinstance(params, ModelParams):
+            raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
+        widths, shape = tuple(layer.b_h.shape[-1] for layer in params.layers), jnp.shape(params.W_y)
+        if widths != self.hidden_sizes or shape != (self._width(len(widths) - 1), self.output_size):
+            raise ValueError(
+                f"params must be those of this model, hidden sizes {self.hidden_sizes} and {self.output_size} outputs; "
+                f"got {widths} and W_y {list(shape)}."
+            )
+        if self.embedding_size is None:
+            checks.check_features("xs", xs, "T, ..., ", params.layers[0], "W_h")
+            return xs
+        if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim < 1:
+            raise TypeError(f"xs must be tokens, whole numbers [T, ...]; got {checks.describe(xs)}.")
+        return jnp.take(params.embedding, xs, axis=0)
+
+    def _start(self, params: ModelParams, state: State | None, batch: tuple[int, ...]) -> State:
+        if state is not None:
+            if not isinstance(state, State):
+                raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
+            return state
+        if params.h0 is None:
+            zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
+            return State(zeros, zeros)
+        return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch, *h.shape)), params.h0)
+
+    def _merge(self, forward: Array, backward: Array) -> Array:
+        return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
+
+    def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
+        rows = end if self.readout == "last" else hs
+        if self.readout == "mean":
+            steps = jnp.full(hs.shape[1:-1], len(hs)) if lengths is None else jnp.asarray(lengths)
+            rows = jnp.sum(hs, 0) / jnp.maximum(steps, 1).astype(hs.dtype)[..., None]
+        ys = Products(self.precision, self.compute_dtype)(rows, params.W_y)
+        return ys + like(params.b_y, ys)
+
+
+def _fold(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
