@@ -24,6 +24,8 @@ class Config(Common):
     """Samples in an optimiser step."""
     learning_rate: float = 3e-3
     """Adam's, at the start; it decays to zero along a cosine."""
+    weight_decay: float = 0.3
+    """Decoupled, of all parameters."""
 
 
 def main(config: Config) -> None:
@@ -33,7 +35,7 @@ def main(config: Config) -> None:
         config,
         data.digits(),
         hidden_size=config.hidden_size,
-        hyper=mgu.Hyper(learning_rate=config.learning_rate, clip_norm=1.0),
+        hyper=mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm=1.0),
         steps=config.steps or (84 if config.quick else 1680),
         batch_size=config.batch_size,
         chunk_steps=42,

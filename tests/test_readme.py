@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments import features
 from experiments.__main__ import NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,9 @@ def test_the_code_blocks_run_one_after_the_other(capsys):
             exec(block, names)
     assert names["h_last"].shape == (16, 100)
     assert names["curve"].shape == (200,)
+    assert names["report"].worst < 2e-5
+    assert names["ys"].shape == (50, 16, 5)
+    assert names["y"].shape == (16, 10)
     assert "manual:autodiff" in capsys.readouterr().out
 
 
@@ -59,6 +63,20 @@ def test_every_result_names_what_made_it(name):
     assert made["command"] == f"python -m experiments {name}"
     assert made["versions"]["jax"]
     assert made["device"]
+
+
+def test_the_table_of_features_is_the_scripts():
+    made = result("features")
+    assert features.table(made["found"]) in README
+    assert ", ".join(f"{name} {version}" for name, version in made["peers"].items()) in README
+    assert made["not_found"] == []
+
+
+def test_our_own_claims_are_found():
+    ours = [by_peer["mgu_jax"] for by_peer in features.CLAIMS.values()]
+    assert all(map(features._found, ours))
+    assert not features._found("mgu_jax:scan(nothing)")
+    assert not features._found("mgu_jax:nothing")
 
 
 def test_every_experiment_stands_in_the_table():
