@@ -188,6 +188,10 @@ class Stack:
         if state is not None:
             if not isinstance(state, State):
                 raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
+            came, layers = (len(state.layers), len(state.backward or ())), len(self.hidden_sizes)
+            wanted = (layers, layers if self.bidirectional else 0)
+            if came != wanted:
+                raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
             return state
         if params.h0 is None:
             zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)

@@ -354,6 +354,19 @@ def test_model_apply_options(kind, wrong, text):
     assert raised(kind, lambda: model.apply(model.init(KEY), XS, **wrong)) == text
 
 
+@pytest.mark.parametrize(
+    ("bidirectional", "state", "text"),
+    [
+        (None, mgu.State((H0, H0)), "state must hold (1, 0) layers, forward and in reverse; got (2, 0)."),
+        ("sum", mgu.State((H0,)), "state must hold (1, 1) layers, forward and in reverse; got (1, 0)."),
+        (None, mgu.State((H0,), (H0,)), "state must hold (1, 0) layers, forward and in reverse; got (1, 1)."),
+    ],
+)
+def test_a_state_of_another_model(bidirectional, state, text):
+    model = mgu.model(32, (64,), 3, bidirectional=bidirectional)
+    assert raised(ValueError, lambda: model.apply(model.init(KEY), XS, state=state)) == text
+
+
 def test_tokens():
     model = mgu.model(10, (4,), 3, embedding_size=2)
     text = raised(TypeError, lambda: model.apply(model.init(KEY), XS))
