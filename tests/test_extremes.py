@@ -11,9 +11,9 @@ from tests import laws
 LARGEST, DENORMAL = float(np.finfo(np.float32).max), 1e-42
 
 
-def exactly_one_input(cell, x, h):
+def exactly_one_input(cell, x, h, seed=0):
     """D = H = 1 and weights below 1 in size, so that no true product overflows."""
-    case = laws.case(cell, 3, (1,), 1, 1)
+    case = laws.case(cell, 3, (1,), 1, 1, seed)
     params = jax.tree.map(lambda a: np.clip(a, -0.9, 0.9), case.params)
     return case._replace(params=params, xs=np.full_like(case.xs, x), h0=np.full_like(case.h0, h))
 
@@ -28,6 +28,21 @@ def test_finite_where_the_truth_is(cell, implementation, x, h):
     true_outputs, true_grads = laws.expected(case, cell)
     assert all(np.isfinite(a).all() for a in outputs.values())
     np.testing.assert_allclose(outputs["hs"], true_outputs["hs"], rtol=2e-5, atol=1e-30)
+    for name, gradient in grads.items():
+        representable = np.abs(true_grads[name]) < LARGEST
+        assert np.isfinite(np.asarray(gradient)[representable]).all(), name
+        right, got = true_grads[name][representable], np.asarray(gradient, np.float64)[representable]
+        np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5 * np.abs(right).max(initial=1e-30), err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("h", [LARGEST, -LARGEST])
+@pytest.mark.parametrize("x", [0.0, 1e4, -1e4])
+def test_the_largest_state_where_the_truth_is_finite(x, h, seed):
+    """The hand-written backward alone: autodiff multiplies the state before the gate's slope, and overflows."""
+    case = exactly_one_input(mgu.MGU, x, h, seed)
+    _, grads = laws.gradients(case, "float32", mgu.MGU)
+    _, true_grads = laws.expected(case, mgu.MGU)
     for name, gradient in grads.items():
         representable = np.abs(true_grads[name]) < LARGEST
         assert np.isfinite(np.asarray(gradient)[representable]).all(), name
