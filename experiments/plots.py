@@ -89,9 +89,10 @@ def digits_and_gates(path: Path, model: mgu.Model, params: mgu.ModelParams, data
         image = bottom.imshow(
             gates[:, i, order], cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
-        bottom.set(xlabel="hidden unit, by mean f", yticks=[] if i else range(0, len(gates), max(1, len(gates) // 4)))
+        bottom.set(yticks=[] if i else range(0, len(gates), max(1, len(gates) // 4)))
     axes[0, 0].set_ylabel("row of pixels")
     axes[1, 0].set_ylabel("time step (row read)")
+    figure.supxlabel("hidden unit, sorted by the mean of its gate", fontsize=10)
     if image is not None:
         figure.colorbar(image, ax=axes[1], label="gate f (1 overwrites)")
     _save(figure, path)
