@@ -1,5 +1,6 @@
 """Strict arithmetic for all tests: no silent promotion of dtypes or ranks, and warnings are errors (pyproject.toml)."""
 
+import itertools
 import os
 from contextlib import contextmanager, nullcontext
 
@@ -10,6 +11,9 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_tests = itertools.count(1)
 
 
 @contextmanager
@@ -37,3 +41,11 @@ def dtype(request):
     """Both precisions, one after the other."""
     with double_precision() if request.param == "float64" else nullcontext():
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_do_not_pile_up():
+    """Thousands of tests compile thousands of programs, and a process may only hold so many."""
+    yield
+    if next(_tests) % 150 == 0:
+        jax.clear_caches()
