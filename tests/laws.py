@@ -138,10 +138,12 @@ def assert_close(actual, wanted, tolerance):
 
 def equals_oracle(case, dtype, cell, implementation, tolerance=None, transform=lambda f: f, **options):
     """Values and gradients are the oracle's."""
+    # Layer normalisation over a few features loses digits, by cancellation, whoever differentiates it.
+    tolerance = tolerance or TOLERANCE[dtype] * (50 if cell.layer_norm else 1)
     got = gradients(case, dtype, cell, transform, implementation=implementation, **options)
     wanted = expected(case, cell, **options)
     for mine, right in zip(got, wanted, strict=True):
-        assert_close(mine, right, tolerance or TOLERANCE[dtype])
+        assert_close(mine, right, tolerance)
         assert all(a.dtype == dtype for a in mine.values())
 
 
