@@ -95,8 +95,9 @@ def _part(k: Any, update: Array) -> Array:
     return update if k is None else update * k
 
 
-def _share(f: Array, cell: Cell) -> Array:
-    return f if cell.update == "f" else 1 - f
+def share(f: Array, k: Any, cell: Cell) -> Array:
+    """u, the share of the candidate in the new state."""
+    return _part(k, f if cell.update == "f" else 1 - f)
 
 
 def arrange(params: Params, cell: Cell, m: Array | None = None) -> Loop:
@@ -126,7 +127,7 @@ def advance(loop: Loop, h: Array, a: Inputs, cell: Cell, product: Products = Pro
         vU_h = f * q
     s_h, norm_h = normalise(_total(a.h, vU_h), params.g_h)
     c = _ACTIVATION[cell.activation](_total(s_h, like(params.b_h, h)))  # (2)
-    u = _part(a.k, _share(f, cell))
+    u = share(f, a.k, cell)
     return (1 - u) * h + u * c, Gates(f, c, q, norm_f, norm_h)  # (3)
 
 
@@ -136,7 +137,7 @@ def retreat(
     """The cotangent g of the new state, [..., H], taken back to (dh, dz_f, dz_h), [..., H] each."""
     params, v = loop.params, _masked(h, loop.m)
     f, c, q, norm_f, norm_h = gates
-    u = _part(k, _share(f, cell))
+    u = share(f, k, cell)
     dz_h = g * u * _SLOPE[cell.activation](c)  # (4)
     ds_h = normalise_backward(dz_h, params.g_h, norm_h)
     # (6) and (7) as one, the slope of the sigmoid first: a huge state must not overflow where the gate is saturated.

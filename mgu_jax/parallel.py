@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mgu_jax.bptt import Marks, Plan
-from mgu_jax.cell import advance, arrange, project
+from mgu_jax.cell import advance, arrange, project, share
 from mgu_jax.params import Params
 
 
@@ -27,12 +27,9 @@ def parallel(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> 
     if T == 0:
         return jnp.zeros((0, *h0.shape), h0.dtype), h0
     inputs = project(params, xs, plan.product)._replace(k=marks.k)
-    zeros, ones = jnp.zeros((T, *h0.shape), h0.dtype), jnp.ones((T, *h0.shape), h0.dtype)
-    loop = arrange(params, plan.cell, None)
-    B, gates = advance(loop, zeros, inputs, plan.cell, plan.product)
-    # With c = 0 in the place of the candidate, what is left of a state of ones is A.
-    u = gates.f if plan.cell.update == "f" else 1 - gates.f
-    A = ones - (u if marks.k is None else u * marks.k)
+    zeros = jnp.zeros((T, *h0.shape), h0.dtype)
+    B, gates = advance(arrange(params, plan.cell), zeros, inputs, plan.cell, plan.product)  # of a state of zeros, u*c
+    A = 1 - share(gates.f, marks.k, plan.cell)
     if marks.reset is not None:  # h0 enters the step, whatever came before
         B, A = jnp.where(marks.reset, A * h0[None] + B, B), jnp.where(marks.reset, 0, A)
 
