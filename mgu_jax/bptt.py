@@ -17,7 +17,14 @@ leaves dz_f and dz_h of every step behind, from which
 
 takes every weight gradient as one product over T*B rows instead of T products over B rows and T additions, and likewise
 the input products of the forward pass stand before its loop. What is left inside is two H x H products a step in each
-direction. The forward pass keeps hs, f and c of all steps; x and the weights are kept anyway.
+direction. "All at once" is meant for a chunk of steps (``chunks.py``), short enough to stay in a processor's cache and
+long enough to make products of many rows; the chunks follow each other, and what they give to dparams adds up.
+
+x and the weights are kept for the backward pass anyway. What is kept besides is the user's choice:
+
+    save="gates"     hs, f and c of all steps
+    save="states"    hs, from which (1) and (2) give the gates again, all steps of a chunk at once
+    save="chunks"    the state that enters each chunk, from which (12) gives the rest of the chunk again
 
 With ``reverse`` the order of time is turned in both loops, and "the state before" stands at t + 1. Where a step is
 marked as a reset, h0 enters it in the place of h_{t-1}, so
@@ -32,8 +39,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
-from mgu_jax.cell import Gates, Inputs, advance, arrange, collect, project, retreat
+from mgu_jax import chunks
+from mgu_jax.cell import Gates, Inputs, Loop, advance, arrange, collect, project, retreat
 from mgu_jax.family import MGU, Cell
 from mgu_jax.params import Params
 from mgu_jax.products import Products
@@ -46,6 +55,8 @@ class Plan:
     cell: Cell = MGU
     reverse: bool = False
     product: Products = Products()
+    save: str = "gates"
+    chunk: int | None = None  # steps; None picks
 
 
 class Marks(NamedTuple):
@@ -54,6 +65,14 @@ class Marks(NamedTuple):
     k: Any = None  # [T, B, H], or 1 for B or H: how much of the update happens (padding: 0; zoneout)
     reset: Any = None  # bool [T, B, 1]: h0 enters this step
     m: Any = None  # [B, H]: mask of what the products see of the state, the same at all steps
+
+
+class Saved(NamedTuple):
+    """What the forward pass keeps of a chunk of K steps."""
+
+    start: Array  # [B, H], the state that entered the chunk
+    hs: Any = None  # [K, B, H]
+    gates: Any = None  # ``Gates`` of [K, B, H]
 
 
 def entering(h: Array, h0: Array, reset: Any) -> Array:
@@ -69,55 +88,98 @@ _compiled = partial(jax.jit, static_argnums=0)
 @_compiled
 def bptt(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
     """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H]."""
-    hs, h_last, _ = _run(plan, params, xs, h0, marks, keep=False)
-    return hs, h_last
+    return _run(plan, params, xs, h0, marks, ())[:2]
 
 
-def _run(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks, keep: bool) -> tuple[Array, Array, Any]:
+def _run(
+    plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks, save: tuple[str, ...]
+) -> tuple[Array, Array, list[Saved]]:
     loop = arrange(params, plan.cell, marks.m)
-    inputs = project(params, xs, plan.product)._replace(k=marks.k)
 
-    def body(h: Array, at: tuple[Inputs, Any]) -> Any:
+    def chunk(h: Array, rows: Any) -> tuple[Array, tuple[Array, Saved]]:
+        last, hs, gates = _steps(plan, loop, h0, h, *rows)
+        return last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
+
+    h_last, outputs = chunks.over(chunk, h0, _chunks(plan, (xs, marks.k, marks.reset), h0), plan.reverse)
+    hs, saved = zip(*outputs, strict=True)
+    return chunks.join(list(hs), plan.reverse), h_last, list(saved)
+
+
+def _chunks(plan: Plan, rows: Any, h0: Array) -> list[Any]:
+    steps = jax.tree.leaves(rows)[0].shape[0]
+    length = plan.chunk or chunks.length(plan.save, steps, h0.size * h0.dtype.itemsize)
+    return chunks.cut(rows, length, plan.reverse)
+
+
+def _steps(plan: Plan, loop: Loop, h0: Array, h: Array, xs: Array, k: Any, reset: Any) -> tuple[Array, Array, Gates]:
+    """The steps of a chunk that h enters: the last state, hs and the gates."""
+    inputs = project(loop.params, xs, plan.product)._replace(k=k)
+
+    def body(h: Array, at: tuple[Inputs, Any]) -> tuple[Array, tuple[Array, Gates]]:
         a, reset = at
         h, gates = advance(loop, entering(h, h0, reset), a, plan.cell, plan.product)  # (12)
-        return h, (h, gates if keep else None)
+        return h, (h, gates)
 
-    h_last, (hs, gates) = lax.scan(body, h0, (inputs, marks.reset), reverse=plan.reverse)
-    return hs, h_last, gates
+    last, (hs, gates) = lax.scan(body, h, (inputs, reset), reverse=plan.reverse)
+    return last, hs, gates
 
 
 @_compiled
 def _forward(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> Any:
-    hs, h_last, gates = _run(plan, params, xs, h0, marks, keep=True)
-    return (hs, h_last), (params, xs, h0, marks, hs, gates)
+    save = {"gates": ("states", "gates"), "states": ("states",), "chunks": ()}[plan.save]
+    hs, h_last, saved = _run(plan, params, xs, h0, marks, save)
+    return (hs, h_last), (params, xs, h0, marks, saved)
 
 
 @_compiled
-def _backward(plan: Plan, residuals: Any, cotangents: tuple[Array, Array]) -> tuple[Params, Array, Array, None]:
-    params, xs, h0, marks, hs, gates = residuals
-    dhs, dh_last = cotangents
+def _backward(plan: Plan, residuals: Any, dhs: Any, dh_last: Any) -> tuple[Params, Array, Array, None]:
+    """``None`` for a cotangent is zero."""
+    params, xs, h0, marks, saved = residuals
     loop = arrange(params, plan.cell, marks.m)
-    before = entering(_shifted(hs, h0, plan.reverse), h0, marks.reset)
 
-    def body(carry: tuple[Array, Any], at: tuple[Array, Array, Gates, Any, Any]) -> Any:
+    def body(carry: tuple[Array, Any], at: tuple[Any, Array, Gates, Any, Any]) -> Any:
         dh, dh0 = carry
         dh_t, h, gates, k, reset = at
-        dh, dz_f, dz_h = retreat(loop, h, gates, k, dh_t + dh, plan.cell, plan.product)  # (13)
+        g = dh if dh_t is None else dh_t + dh
+        dh, dz_f, dz_h = retreat(loop, h, gates, k, g, plan.cell, plan.product)  # (13)
         if reset is not None:  # (15)
             dh0, dh = dh0 + jnp.where(reset, dh, 0), jnp.where(reset, 0, dh)
         return (dh, dh0), (dz_f, dz_h)
 
-    start = (dh_last, None if marks.reset is None else jnp.zeros_like(h0))
-    rows = (dhs, before, gates, marks.k, marks.reset)
-    (dh, dh0), (dz_f, dz_h) = lax.scan(body, start, rows, reverse=not plan.reverse)
-    dparams, dxs = collect(loop, xs, before, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
-    return dparams, dxs, dh if dh0 is None else dh + dh0, None
+    def chunk(carry: Any, rows: Any) -> tuple[Any, Array]:
+        dh, dh0, dparams = carry
+        (xs, k, reset, dhs), (start, hs, gates) = rows
+        if hs is None:
+            _, hs, gates = _steps(plan, loop, h0, start, xs, k, reset)
+        before = entering(_shifted(hs, start, plan.reverse), h0, reset)
+        if gates is None:
+            _, gates = advance(loop, before, project(params, xs, plan.product), plan.cell, plan.product)
+        (dh, dh0), (dz_f, dz_h) = lax.scan(body, (dh, dh0), (dhs, before, gates, k, reset), reverse=not plan.reverse)
+        part, dxs = collect(loop, xs, before, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
+        return (dh, dh0, jax.tree.map(jnp.add, dparams, part)), dxs
+
+    zeros = jnp.zeros_like(h0)
+    carry = (zeros if dh_last is None else dh_last, None if marks.reset is None else zeros)
+    rows = _chunks(plan, (xs, marks.k, marks.reset, dhs), h0)
+    stacks = list(zip(rows, saved, strict=True))[::-1]
+    carry, dxs = chunks.over(chunk, (*carry, jax.tree.map(jnp.zeros_like, params)), stacks, not plan.reverse)
+    dh, dh0, dparams = carry
+    return dparams, chunks.join(dxs, not plan.reverse), dh if dh0 is None else dh + dh0, None
 
 
-bptt.defvjp(_forward, _backward)
-
-
-def _shifted(hs: Array, h0: Array, reverse: bool) -> Array:
-    """The state before each step, [T, B, H]. Cut to T, since there is none when T = 0."""
-    first = h0[None]
+def _shifted(hs: Array, start: Array, reverse: bool) -> Array:
+    """The state before each step, [K, B, H]. Cut to K, since there is none when K = 0."""
+    first = start[None]
     return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[: len(hs)]
+
+
+def _rule_forward(plan: Plan, *arguments: Any) -> Any:
+    return _forward(plan, *custom_vjp_primal_tree_values(arguments))
+
+
+def _rule_backward(plan: Plan, residuals: Any, cotangents: tuple[Any, Any]) -> Any:
+    # An output that the loss does not use has a cotangent of zeros, which need no memory.
+    return _backward(plan, residuals, *(None if isinstance(c, SymbolicZero) else c for c in cotangents))
+
+
+bptt.defvjp(_rule_forward, _rule_backward, symbolic_zeros=True)

@@ -40,7 +40,7 @@ from mgu_jax import checks
 from mgu_jax.family import MGU, Cell, check_cell
 from mgu_jax.layer_norm import normalise, normalise_backward
 from mgu_jax.params import Params
-from mgu_jax.products import Products, like
+from mgu_jax.products import Products, like, transposed
 
 # The candidate's activation, and its derivative in terms of its value.
 _ACTIVATION = {"tanh": jnp.tanh, "relu": jax.nn.relu, "identity": lambda z: z}
@@ -71,6 +71,9 @@ class Loop(NamedTuple):
     params: Params
     U: Any = None  # [U_f | U_h], [H, 2H], where both products see the same rows and one of twice the width serves
     m: Any = None  # [..., H], the mask in v; None where v is h
+    U_fT: Any = None  # transposed once; done in each step, it makes the products of the backward 1.2 times as slow
+    U_hT: Any = None
+    UT: Any = None
 
 
 class Residuals(NamedTuple):
@@ -102,7 +105,8 @@ def share(f: Array, k: Any, cell: Cell) -> Array:
 
 def arrange(params: Params, cell: Cell, m: Array | None = None) -> Loop:
     """The weights as a loop over time wants them."""
-    return Loop(params, jnp.concatenate([params.U_f, params.U_h], 1) if cell.joint else None, m)
+    U = jnp.concatenate([params.U_f, params.U_h], 1) if cell.joint else None
+    return Loop(params, U, m, transposed(params.U_f), transposed(params.U_h), transposed(U))
 
 
 def project(params: Params, x: Array, product: Products = Products()) -> Inputs:
@@ -144,17 +148,14 @@ def retreat(
     slope = f * (1 - f)
     dz_f = _part(k, g) * slope * (c - h if cell.update == "f" else h - c)  # through (3)
     if cell.reset == "before":
-        dr = product.back(ds_h, params.U_h)  # (5)
+        dr = product(ds_h, loop.U_hT)  # (5)
         dz_f, dv = dz_f + dr * slope * v, dr * f  # (6) and (8), through r
     else:
         if cell.reset == "after":
             dz_f, ds_h = dz_f + ds_h * slope * q, ds_h * f
-        dv = None if cell.joint else product.back(ds_h, params.U_h)
+        dv = None if cell.joint else product(ds_h, loop.U_hT)
     ds_f = normalise_backward(dz_f, params.g_f, norm_f)
-    if cell.joint:
-        dv = product.back(jnp.concatenate([ds_f, ds_h], -1), loop.U)
-    else:
-        dv = _total(dv, product.back(ds_f, params.U_f))
+    dv = product(jnp.concatenate([ds_f, ds_h], -1), loop.UT) if cell.joint else _total(dv, product(ds_f, loop.U_fT))
     return _total(g * (1 - u), _masked(dv, loop.m)), dz_f, dz_h  # (8)
 
 
@@ -165,7 +166,7 @@ def collect(
     params, v = loop.params, _masked(h, loop.m)
     ds_f = normalise_backward(dz_f, params.g_f, gates.norm_f)
     ds_h = normalise_backward(dz_h, params.g_h, gates.norm_h)
-    dx = _total(product.back(ds_h, params.W_h), product.back(ds_f, params.W_f))  # (9)
+    dx = _total(product(ds_h, transposed(params.W_h)), product(ds_f, transposed(params.W_f)))  # (9)
     r, dq = (gates.f * v, ds_h) if cell.reset == "before" else (v, ds_h * gates.f if cell.reset == "after" else ds_h)
 
     def summed(dz: Any, b: Any) -> Any:

@@ -12,7 +12,7 @@ from mgu_jax import checks
 from mgu_jax.family import MGU, Cell, check_cell
 from mgu_jax.initial import INITIALIZERS
 from mgu_jax.products import Products
-from mgu_jax.sequence import check_implementation
+from mgu_jax.sequence import check_implementation, check_memory
 from mgu_jax.stack import ModelParams, Stack, State
 
 
@@ -52,6 +52,8 @@ def model(
     dropconnect: float = 0.0,
     initializer: str = "orthogonal",
     implementation: str | None = None,
+    save: str = "gates",
+    chunk: int | None = None,
     precision: Any = None,
     compute_dtype: Any = None,
     dtype: Any = jnp.float32,
@@ -72,7 +74,7 @@ def model(
         dropout: on what each layer hands on, to the next layer or to the readout.
         recurrent_dropout, zoneout, dropconnect: as ``scan`` takes them.
         initializer, dtype: as ``init`` takes them; the readout's W_y is Glorot's, its b_y zero.
-        implementation, precision, compute_dtype: as ``scan`` takes them.
+        implementation, save, chunk, precision, compute_dtype: as ``scan`` takes them.
 
     Returns:
         ``Model(init, apply, step)``.
@@ -107,6 +109,7 @@ def model(
     checks.check_choice("bidirectional", bidirectional, (None, "concatenate", "sum"))
     checks.check_choice("initializer", initializer, INITIALIZERS)
     check_implementation(implementation, cell)
+    check_memory(save, chunk, implementation)
     checks.check_floating("dtype", dtype)
     Products(precision, checks.dtype_name("compute_dtype", compute_dtype))  # which checks them
     rates = {
@@ -129,6 +132,8 @@ def model(
         bool(learned_h0),
         initializer,
         implementation,
+        save,
+        chunk,
         precision,
         checks.dtype_name("compute_dtype", compute_dtype),
         jnp.dtype(dtype),

@@ -14,6 +14,11 @@ def like(b: Any, rows: Array) -> Any:
     return None if b is None else jnp.broadcast_to(b, rows.shape)
 
 
+def transposed(W: Any) -> Any:
+    """W^T, by which cotangents go back through x W. ``None`` stays ``None``, and a diagonal is its own."""
+    return W if W is None or W.ndim == 1 else W.T
+
+
 @dataclass(frozen=True)
 class Products:
     """How rows meet weights. ``None`` (a term that is absent) stays ``None``; a weight [H] is the diagonal of a matrix.
@@ -45,10 +50,6 @@ class Products:
         if W.ndim == 1:
             return x.astype(dtype) * like(W.astype(dtype), x)
         return jnp.matmul(x, W, precision=self.precision, preferred_element_type=dtype)
-
-    def back(self, dz: Array, W: Any) -> Any:
-        """dz W^T, the cotangent of x in x W."""
-        return self(dz, W if W is None or W.ndim == 1 else W.T)
 
     def weight(self, x: Array, dz: Array, W: Any) -> Any:
         """x^T dz summed over all rows, the cotangent of W in x W."""

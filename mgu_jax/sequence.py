@@ -14,6 +14,7 @@ from jax import Array, lax
 from mgu_jax import checks
 from mgu_jax.bptt import Marks, Plan, bptt, entering
 from mgu_jax.cell import advance, arrange, project
+from mgu_jax.chunks import SAVE
 from mgu_jax.family import MGU, Cell, check_cell
 from mgu_jax.noise import Rates, mask_weights, sample
 from mgu_jax.parallel import parallel
@@ -41,6 +42,24 @@ def _manual(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> t
     return bptt(plan, *reverse_only((params, xs, h0)), marks)
 
 
+def _varying(tree: Any) -> Any:
+    """Inside of ``jax.shard_map``: all arrays vary over the mesh axes that any of them varies over, as loops ask for.
+
+    Whatever was the same on all devices, such as params, gets the sum over the devices as its gradient.
+    """
+
+    def varies_over(a: Array) -> frozenset[str]:
+        return jax.typeof(a).manual_axis_type.varying
+
+    axes = frozenset[str]().union(*map(varies_over, jax.tree.leaves(tree)))
+
+    def cast(a: Array) -> Array:
+        missing = tuple(axes - varies_over(a))
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(cast, tree)
+
+
 IMPLEMENTATIONS = {"manual": _manual, "autodiff": definition, "parallel": parallel}
 
 
@@ -54,6 +73,18 @@ def check_implementation(implementation: Any, cell: Cell) -> None:
         )
 
 
+def check_memory(save: Any, chunk: Any, implementation: Any) -> None:
+    """Both are known, and the implementation has a backward pass of its own to use them."""
+    checks.check_choice("save", save, SAVE)
+    if chunk is not None:
+        checks.check_size("chunk", chunk)
+    if implementation not in (None, "manual") and (save != "gates" or chunk is not None):
+        raise ValueError(
+            f"save and chunk must be left out where implementation is {implementation!r} (they are those of 'manual'); "
+            f"got {save!r} and {chunk!r}."
+        )
+
+
 def scan(
     params: Params,
     xs: Array,
@@ -64,6 +95,8 @@ def scan(
     resets: Array | None = None,
     reverse: bool = False,
     implementation: str | None = None,
+    save: str = "gates",
+    chunk: int | None = None,
     precision: Any = None,
     compute_dtype: Any = None,
     key: Array | None = None,
@@ -83,8 +116,12 @@ def scan(
         resets: bool [T, ...]: where true, the state that enters the step is h0.
         reverse: run from the last step (of each sequence's own length) to the first; hs stays in the order of time.
         implementation: "manual" (the hand-written backward of ``mgu_jax.bptt``; reverse mode only), "autodiff" (the
-            definition, differentiated by JAX in any mode; slower) or "parallel" (all
-            steps at once, for members that are linear in the state, such as MIN_GRU). ``None`` is "manual".
+            definition, differentiated by JAX in any mode; slower) or "parallel" (all steps at once, for members that
+            are linear in the state, such as MIN_GRU). ``None`` is "manual".
+        save: what "manual" keeps for its backward pass: "gates" (every state and gate; fastest), "states" (the states;
+            gates are computed again) or "chunks" (one state a chunk; all is computed again, and where the loss needs
+            h_last alone, memory grows with the square root of T).
+        chunk: how many steps "manual" takes together outside of its loop; ``None`` picks by T, B and H.
         precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
             ``jax.lax.DotAlgorithmPreset``.
         compute_dtype: such as ``jnp.bfloat16``: operands of products are rounded to it, forward and backward, while
@@ -108,6 +145,7 @@ def scan(
     check_cell(cell)
     check_implementation(implementation, cell)
     checks.check_choice("reverse", reverse, (False, True))
+    check_memory(save, chunk, implementation)
     _, hidden_size = checks.check_params(params, cell)
     checks.check_features("xs", xs, "T, ..., ", params, "W_h")
     steps, *batch, features = xs.shape
@@ -135,8 +173,10 @@ def scan(
         k = valid.astype(dtype) if k is None else jnp.where(valid, k, 0)
         reset = None if reset is None else reset & valid
 
-    plan = Plan(cell, reverse, Products(precision, checks.dtype_name("compute_dtype", compute_dtype)))
-    hs, h_last = IMPLEMENTATIONS[implementation or "manual"](plan, params, xs, h0, Marks(k, reset, m))
+    product = Products(precision, checks.dtype_name("compute_dtype", compute_dtype))
+    plan = Plan(cell, reverse, product, save, chunk)
+    arguments = _varying((params, xs, h0, Marks(k, reset, m)))
+    hs, h_last = IMPLEMENTATIONS[implementation or "manual"](plan, *arguments)
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (steps, *batch, hidden_size)), jnp.reshape(h_last, (*batch, hidden_size))

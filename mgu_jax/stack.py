@@ -57,6 +57,8 @@ class Stack:
     learned_h0: bool
     initializer: str
     implementation: str | None
+    save: str
+    chunk: int | None
     precision: Any
     compute_dtype: Any
     dtype: Any
@@ -123,6 +125,8 @@ class Stack:
                 "lengths": lengths,
                 "resets": resets,
                 "implementation": self.implementation,
+                "save": self.save,
+                "chunk": self.chunk,
                 "precision": self.precision,
                 "compute_dtype": self.compute_dtype,
             } | {name: rate for name, rate in rates.items() if name != "dropout"}

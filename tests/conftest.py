@@ -11,6 +11,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)  # for the tests that spread work over devices; the others use the first
 
 
 _tests = itertools.count(1)

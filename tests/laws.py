@@ -104,8 +104,11 @@ def named(dparams, dxs, dh0):
     return {k: v for k, v in dparams._asdict().items() if v is not None} | {"xs": dxs, "h0": dh0}
 
 
-def expected(case, cell, *, key=None, dropconnect=0.0, **options):
-    """The same by the oracle, whatever the number of batch axes; noise is drawn as scan draws it."""
+def expected(case, cell, *, key=None, dropconnect=0.0, save=None, chunk=None, **options):
+    """The same by the oracle, whatever the number of batch axes; noise is drawn as scan draws it.
+
+    ``save`` and ``chunk`` change nothing here, which is their law.
+    """
     T, *batch, D = case.xs.shape
     H, B = case.h0.shape[-1], int(np.prod(batch))
     xs, h0 = case.xs.reshape(T, B, D), case.h0.reshape(B, H)

@@ -118,33 +118,63 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+def inner(jaxpr):
+    """The programs inside of a program's equations."""
+    for eqn in jaxpr.eqns:
+        for j in filter(is_jaxpr, jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)):
+            yield getattr(j, "jaxpr", j)
+
+
+def loops(jaxpr):
+    """The bodies of the loops that hold no other loop."""
+    for eqn in jaxpr.eqns:
+        bodies = [body for j in inner(eqn_alone(jaxpr, eqn)) for body in loops(j)]
+        if eqn.primitive.name == "scan" and not bodies:
+            bodies = [eqn.params["jaxpr"].jaxpr]
+        yield from bodies
+
+
+def eqn_alone(jaxpr, eqn):
+    return jaxpr.replace(eqns=[eqn])
+
+
+def products(jaxpr):
+    return sum(e.primitive.name == "dot_general" for e in jaxpr.eqns) + sum(map(products, inner(jaxpr)))
+
+
+@pytest.mark.parametrize(("reverse", "chunk"), [(False, None), (True, None), (False, 4)])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_no_product_too_many_inside_the_loops(name, reverse):
+def test_no_product_too_many_inside_the_loops(name, reverse, chunk):
     """Input products and weight gradients stand outside of the loops; where one of width 2H serves, it does."""
-    cell, xs = laws.NAMED[name], jnp.zeros((5, 2, 3))
+    cell, xs = laws.NAMED[name], jnp.zeros((8, 2, 3))
     params = mgu.init(jax.random.key(0), 3, 4, cell)
 
     def loss(params, xs):
-        return jnp.sum(mgu.scan(params, xs, reverse=reverse, cell=cell)[0] ** 2)
+        return jnp.sum(mgu.scan(params, xs, reverse=reverse, chunk=chunk, cell=cell)[0] ** 2)
 
     program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, xs).jaxpr
-
-    def loops(jaxpr):
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "scan":
-                yield eqn.params["jaxpr"].jaxpr
-            else:
-                inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)
-                for j in filter(is_jaxpr, inner):
-                    yield from loops(getattr(j, "jaxpr", j))
-
-    def products(jaxpr):
-        inner = [
-            j for e in jaxpr.eqns for j in jax.tree.leaves(list(e.params.values()), is_leaf=is_jaxpr) if is_jaxpr(j)
-        ]
-        here = sum(e.primitive.name == "dot_general" for e in jaxpr.eqns)
-        return here + sum(products(getattr(j, "jaxpr", j)) for j in inner)
-
     bodies = [products(body) for body in loops(program)]
     assert (bodies, products(program)) == PRODUCTS[name]
+
+
+def temporaries(T, save, of):
+    """Bytes that a gradient needs besides its arguments and results, in states of all steps and without."""
+    params, xs = mgu.init(jax.random.key(0), 4, 16), jax.ShapeDtypeStruct((T, 2, 4), jnp.float32)
+
+    def loss(params, xs):
+        return jnp.sum(mgu.scan(params, xs, save=save)[of] ** 2)
+
+    used = jax.jit(jax.grad(loss, (0, 1))).lower(params, xs).compile().memory_analysis()
+    return used.temp_size_in_bytes / (T * 2 * 16 * 4)
+
+
+@pytest.mark.parametrize(("save", "most"), [("gates", 5.6), ("states", 4.0), ("chunks", 2.6)])
+def test_memory_of_a_gradient(save, most):
+    """In units of all states: the loss that uses all of them takes two itself."""
+    assert temporaries(65_536, save, 0) <= most
+
+
+def test_memory_grows_as_the_square_root_of_time():
+    """A hundred times the steps, ten times the memory."""
+    short, long = (T * temporaries(T, "chunks", 1) for T in (1_000, 100_000))
+    assert long < 15 * short

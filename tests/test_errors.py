@@ -119,6 +119,16 @@ SCAN = [
     (ValueError, {"reverse": H0}, "reverse must be one of False, True; got float32 [8, 64]."),
     (ValueError, {"precision": 3}, "precision must be one of None, 'default', 'high', 'highest'; got 3."),
     (TypeError, {"key": 3}, "key must be one PRNG key, as jax.random.key(0) makes it; got 3."),
+    (ValueError, {"save": "all"}, "save must be one of 'gates', 'states', 'chunks'; got 'all'."),
+    (ValueError, {"save": None}, "save must be one of 'gates', 'states', 'chunks'; got None."),
+    (ValueError, {"chunk": 0}, "chunk must be a whole number of at least 1; got 0."),
+    (ValueError, {"chunk": 2.5}, "chunk must be a whole number of at least 1; got 2.5."),
+    (
+        ValueError,
+        {"save": "states", "implementation": "autodiff"},
+        "save and chunk must be left out where implementation is 'autodiff' (they are those of 'manual'); "
+        "got 'states' and None.",
+    ),
 ]
 
 
@@ -307,6 +317,7 @@ MODEL = [
         "'notebook', 'notebook_normal'; got 'he'.",
     ),
     ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'."),
+    ({"save": "some"}, "save must be one of 'gates', 'states', 'chunks'; got 'some'."),
 ]
 
 

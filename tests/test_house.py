@@ -24,6 +24,7 @@ CORRIDOR = [
     "products",
     "layer_norm",
     "cell",
+    "chunks",
     "reverse_only",
     "bptt",
     "parallel",

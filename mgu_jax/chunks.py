@@ -1,0 +1,73 @@
+"""Time in chunks: a loop over time does at once, chunk by chunk, what does not have to wait for the step before.
+
+Done for all steps at once, input products and weight gradients fill buffers of T*B*H numbers that are written to
+memory and read back; for a chunk of steps whose buffers fit a processor's cache, they need neither memory nor the way.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+SAVE = ("gates", "states", "chunks")
+_SMALL = 2**21  # bytes of the states of a sequence that is best done in one chunk
+_CACHE = 2**19  # bytes of the states of a chunk, where there are several
+
+
+def length(save: str, steps: int, state_bytes: int) -> int:
+    """How many steps make a chunk, if the user does not say.
+
+    A chunk's states fill half a MiB: a chunk needs about ten times that while it is worked on, and what stays in the
+    cache is neither allocated nor fetched. What saves memory takes shorter chunks, a sixth of the steps or their square
+    root. Chunks of equal length, if there are any at up to twice the number, compile to one loop instead of two.
+    """
+    if save == "gates" and steps * state_bytes <= _SMALL:
+        return max(1, steps)
+    most = max(1, _CACHE // max(1, state_bytes))
+    if save != "gates":
+        most = min(most, max(1, steps // 6 if save == "states" else math.isqrt(steps)))
+    count = max(1, round(steps / most))
+    equal = [n for n in range(count, 2 * count + 1) if steps % n == 0]
+    return max(1, math.ceil(steps / (equal or [count])[0]))
+
+
+def cut(rows: Any, length: int, reverse: bool) -> list[Any]:
+    """rows [T, ...] as stacks of chunks [C, length, ...], in the order of running.
+
+    Steps that are left over make a stack of one shorter chunk, which runs last.
+    """
+    steps = jax.tree.leaves(rows)[0].shape[0]
+    rest = steps % length
+    spans = [(rest, steps), (0, rest)] if reverse else [(0, steps - rest), (steps - rest, steps)]
+
+    def stack(a: Array, first: int, last: int) -> Array:
+        count = max(1, (last - first) // length)
+        return a[first:last].reshape(count, (last - first) // count, *a.shape[1:])
+
+    # Without any step there is one chunk of none.
+    kept = [(i, j) for i, j in spans if i < j] or spans[:1]
+    return [jax.tree.map(lambda a, i=i, j=j: stack(a, i, j), rows) for i, j in kept]
+
+
+def join(stacks: list[Any], reverse: bool) -> Any:
+    """The rows [T, ...] of stacks of chunks: the inverse of ``cut``."""
+    flat = [jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), stack) for stack in stacks]
+    if len(flat) == 1:
+        return flat[0]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *(flat[::-1] if reverse else flat))
+
+
+def over(chunk: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stacks: list[Any], reverse: bool) -> Any:
+    """``lax.scan`` of ``chunk`` over all chunks of all stacks: the last carry, and the outputs as stacks."""
+    outputs = []
+    for stack in stacks:
+        if jax.tree.leaves(stack)[0].shape[0] == 1:  # no loop around one chunk
+            carry, output = chunk(carry, jax.tree.map(lambda a: a[0], stack))
+            output = jax.tree.map(lambda a: a[None], output)
+        else:
+            carry, output = lax.scan(chunk, carry, stack, reverse=reverse)
+        outputs.append(output)
+    return carry, outputs
