@@ -12,6 +12,8 @@ from mgu_jax.extras import require
 
 # Okabe and Ito's palette, safe for the colour-blind.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+PALETTE = (ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = "osD^vPX*"
 
 
 def _figure(*shape: int, **options: Any) -> Any:
@@ -95,4 +97,67 @@ def digits_and_gates(path: Path, model: mgu.Model, params: mgu.ModelParams, data
     figure.supxlabel("hidden unit, sorted by the mean of its gate", fontsize=10)
     if image is not None:
         figure.colorbar(image, ax=axes[1], label="gate f (1 overwrites)")
+    _save(figure, path)
+
+
+def _times(rows: list[dict[str, Any]]) -> tuple[list[str], dict[tuple[Any, ...], dict[str, Any]]]:
+    """The sizes as labels, and the rows of a benchmark's times by (name, devices, which, label)."""
+    timed = [row | {"label": ", ".join(map(str, row["size"]))} for row in rows if row["part"] == "time"]
+    found = {(row["name"], row["devices"], row["which"], row["label"]): row for row in timed}
+    return list(dict.fromkeys(row["label"] for row in timed)), found
+
+
+def _by_size(axes: Any, labels: list[str], text: str) -> None:
+    axes.set(yscale="log", ylabel=text)
+    axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="both", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
+    """How many times as long as our MGU each peer takes, by size; the quartiles of the rounds as bars."""
+    labels, found = _times(rows)
+    names = [
+        n
+        for n in dict.fromkeys(key[0] for key in found)
+        if n.split()[0] in ("flax", "equinox", "haiku", "keras", "torch")
+    ]
+    figure, axes = _figure(1, 2, figsize=(10, 4), sharey=True)
+    titles = {"forward": "forward", "both": "forward and backward"}
+    for panel, (which, title) in zip(axes, titles.items(), strict=True):
+        for i, (name, colour, marker) in enumerate(zip(names, PALETTE, MARKERS, strict=False)):
+            points = [(j, found.get((name, 1, which, label))) for j, label in enumerate(labels)]
+            points = [(j + 0.08 * (i - len(names) / 2), row) for j, row in points if row]
+            x, y = [j for j, _ in points], np.array([row["times_ours"] for _, row in points])
+            bars = (
+                np.array([[(r["ms"] - r["low"]) / r["ms"], (r["high"] - r["ms"]) / r["ms"]] for _, r in points]).T * y
+            )
+            panel.errorbar(
+                x, y, bars, color=colour, marker=marker, linestyle="none", label=name, markersize=5, elinewidth=1
+            )
+        panel.axhline(1, color="black", linewidth=0.8)
+        _by_size(panel, labels, "time, in that of mgu_jax's MGU" if which == "forward" else "")
+        panel.set(title=title, xlabel="B, T, D, H")
+    if names:
+        axes[0].legend(frameon=False, fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Forward and backward in units of the arithmetic's own time, by size, on one device and on two."""
+    labels, found = _times(rows)
+    figure, axes = _figure(figsize=(6.5, 4))
+    for name, colour, marker in zip(("MGU", "flax MGU", "flax GRU"), PALETTE, MARKERS, strict=False):
+        for devices, line in ((1, "-"), (2, ":")):
+            at = [(j, found.get((name, devices, "both", label))) for j, label in enumerate(labels)]
+            points = [(j, row["ms"] / row["floor_ms"]) for j, row in at if row]
+            if points:
+                text = f"{'mgu_jax ' if name == 'MGU' else ''}{name}, {devices} device{'s' if devices > 1 else ''}"
+                axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=5, label=text)
+    axes.axhline(1, color="black", linewidth=0.8)
+    _by_size(axes, labels, "time, in that of the MGU's multiply-adds")
+    axes.set(xlabel="B, T, D, H")
+    axes.legend(frameon=False, fontsize=8)
     _save(figure, path)

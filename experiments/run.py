@@ -148,9 +148,10 @@ class Run:
         draft.write_text(json.dumps(value, indent=2, default=float) + "\n")
         draft.replace(self.path(name))
 
-    def log(self, step: int, split: str, **figures: float) -> None:
-        """Add a line to metrics.jsonl."""
-        line = {"step": int(step), "split": split} | {k: float(v) for k, v in figures.items()}
+    def log(self, step: int, split: str, **figures: Any) -> None:
+        """Add a line to metrics.jsonl: numbers, and texts and lists that say of what."""
+        kept = {k: v if isinstance(v, str | list) else float(v) for k, v in figures.items()}
+        line = {"step": int(step), "split": split} | kept
         with self.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import features
+from experiments import features, tables
 from experiments.__main__ import NAMES
+from mgu_jax.gradients import relative_error
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,6 +31,9 @@ def test_the_code_blocks_run_one_after_the_other(capsys):
     assert names["report"].worst < 2e-5
     assert names["ys"].shape == (50, 16, 5)
     assert names["y"].shape == (16, 10)
+    one = names["of_a_part"](names["params"], names["xs"])
+    for got, wanted in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(one), strict=True):
+        assert relative_error(got, wanted) < 2e-5
     assert "manual:autodiff" in capsys.readouterr().out
 
 
@@ -70,6 +74,13 @@ def test_the_table_of_features_is_the_scripts():
     assert features.table(made["found"]) in README
     assert ", ".join(f"{name} {version}" for name, version in made["peers"].items()) in README
     assert made["not_found"] == []
+
+
+def test_the_tables_of_the_benchmark_are_the_scripts():
+    made = result("benchmark")
+    for table in (tables.beside_the_peers(made["rows"]), tables.figures(made["rows"])):
+        assert "\n".join(table) in README
+    assert set(made["peers"]) == {"flax", "equinox", "dm-haiku", "keras", "torch"}
 
 
 def test_our_own_claims_are_found():

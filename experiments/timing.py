@@ -1,0 +1,66 @@
+"""Fair timing on a noisy machine: everything in one process, one after another, round after round."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Size = tuple[int, int, int, int]  # B, T, D, H
+Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Of one call, until its results are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began
+
+
+def alternate(
+    contestants: Mapping[str, Timed], budget: float, least: int = 5, most: int = 200
+) -> dict[str, np.ndarray]:
+    """Seconds of every round, by name: each contestant once a round, as many rounds as the budget of seconds allows.
+
+    The first call of each, which compiles, and a second one stand apart. Each round has an order of its own, since
+    whoever comes after a large product finds cold caches, and a pause between any two, since threads may still spin.
+    """
+    for function, arguments in contestants.values():
+        seconds(function, *arguments)
+    once = sum(seconds(function, *arguments) for function, arguments in contestants.values())
+    rounds, order = int(min(most, max(least, budget / once))), np.random.default_rng(0)
+    times = {name: np.empty(rounds) for name in contestants}
+    for i in range(rounds):
+        for name in order.permutation(list(contestants)):
+            time.sleep(0.002)
+            function, arguments = contestants[name]
+            times[name][i] = seconds(function, *arguments)
+    return times
+
+
+def spread(times: np.ndarray) -> dict[str, float]:
+    """Median and quartiles, in milliseconds."""
+    low, median, high = 1e3 * np.quantile(times, [0.25, 0.5, 0.75])
+    return {"ms": float(median), "low": float(low), "high": float(high)}
+
+
+def ratio(times: np.ndarray, ours: np.ndarray) -> float:
+    """How many times as long as ours: the median over the rounds, so that a slow minute slows both."""
+    return float(np.median(times / ours))
+
+
+def product_2048() -> Timed:
+    """A product of 2048^3 multiply-adds: what the machine can do, at the same time as everything else."""
+    a = jnp.ones((2048, 2048), jnp.float32)
+    return jax.jit(jnp.matmul), (a, a)
+
+
+FLOP_2048 = 2 * 2048**3
+
+
+def flop(size: Size, which: str) -> int:
+    """Multiplications and additions of one MGU layer in its products; the backward pass has twice the forward's."""
+    B, T, D, H = size
+    return 2 * B * T * (2 * D * H + 2 * H * H) * {"forward": 1, "both": 3}[which]
