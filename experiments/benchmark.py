@@ -1,4 +1,4 @@
-"""How fast, beside every other library's recurrent layer and beside the arithmetic itself; some minutes on two cores.
+"""How fast, beside other libraries' recurrent layers and the arithmetic itself; a quarter of an hour on two cores.
 
 One process, one after another, round after round, medians. ``forward`` gives the states of all steps; ``both`` gives
 the gradients of all weights and of the inputs for the sum of their squares. The floor of a size is the time that the
@@ -122,7 +122,7 @@ def one_step(size: Size, name: str, budget: float, least: int) -> None:
 
 def allocation(sizes: tuple[Size, ...], names: tuple[str, ...], budget: float, least: int = 5) -> Rows:
     """A training step in processes of their own: memory given back to the system between calls, and memory kept."""
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
         return
     for size in sizes:
         for name in names:
@@ -131,7 +131,7 @@ def allocation(sizes: tuple[Size, ...], names: tuple[str, ...], budget: float, l
                 for memory, environment in {"given back": {}, "kept": KEEP_MEMORY}.items():
                     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | environment
                     done = subprocess.run(
-                        [sys.executable, "-c", call], env=environment, capture_output=True, check=True
+                        [sys.executable, "-c", call], env=environment, stdout=subprocess.PIPE, check=True
                     )
                     yield {"part": "allocation", "size": list(size), "name": name, "memory": memory} | json.loads(
                         done.stdout
@@ -216,6 +216,8 @@ def main(config: Config) -> None:
     """Run all parts, and say what came out."""
     if config.steps is not None:
         raise BadRequest("--steps has no meaning for benchmark, which takes no optimiser step.")
+    if config.seed:
+        raise BadRequest("--seed has no meaning for benchmark, whose times do not depend on the numbers.")
     cores = os.cpu_count() or 1
     if (config.devices or 1) > cores:
         raise BadRequest(f"--devices must be at most the {cores} cores that there are; got {config.devices}.")

@@ -1,4 +1,4 @@
-"""Layers that do the same work, each in its library's own best form: states of all steps, and their gradient.
+"""Layers that do the same work, each as its library gives it: states of all steps, and their gradient.
 
 A ``Layer`` is run(params, xs): the states of all steps for xs as ``xs_of`` gives them. The benchmark differentiates all
 of them in the same way, except for PyTorch, which brings its own tape.
@@ -86,6 +86,7 @@ def _keras(size: Size) -> Any:
     import keras
 
     B, T, D, H = size
+    keras.utils.set_random_seed(0)
     layer = keras.layers.GRU(H, return_sequences=True)
     layer.build((B, T, D))
     rest = [v.value for v in layer.non_trainable_variables]

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.timing import flop
+
 Rows = list[dict[str, Any]]
 
 
@@ -14,6 +16,7 @@ class Times:
         timed = [row for row in rows if row["part"] == "time"]
         self.sizes = list(dict.fromkeys(tuple(row["size"]) for row in timed))
         self.columns = list(dict.fromkeys((row["name"], row["devices"]) for row in timed))
+        self.rate = max((row["gflop_s"] for row in timed), default=float("nan"))  # the best of the run
         self._found = {(tuple(r["size"]), r["name"], r["devices"], r["which"]): r for r in timed}
 
     def row(self, size: Any, name: str, which: str = "both", devices: int = 1) -> dict[str, Any] | None:
@@ -24,19 +27,23 @@ class Times:
         row = self.row(size, name, which, devices)
         return row["times_ours"] if row else float("nan")
 
+    def ms(self, size: Any, which: str = "both", devices: int = 1) -> float:
+        """Of our MGU; nan where it did not run."""
+        row = self.row(size, "MGU", which, devices)
+        return row["ms"] if row else float("nan")
+
     def floors(self, size: Any, devices: int = 1) -> float:
-        """Our MGU, forward and backward, in units of the floor."""
-        row = self.row(size, "MGU", "both", devices)
-        return row["ms"] / row["floor_ms"] if row else float("nan")
+        """Our MGU, forward and backward, in the time of its multiply-adds at the best rate of the run."""
+        return self.ms(size, "both", devices) / (1e-6 * flop(size, "both") / self.rate)
 
     def products(self, size: Any) -> float:
         """The products of our step alone, those in the loop and those outside, in the time of the whole step."""
         return sum(self.ratio(size, f"products {where}") for where in ("in the loop", "outside"))
 
-    def fastest_gru(self, size: Any) -> tuple[str, float]:
+    def fastest_gru(self, size: Any, which: str = "both") -> tuple[str, float]:
         """Whose GRU takes the least time, and how many times as long as our MGU that is."""
         names = [name for name, devices in self.columns if name.endswith("GRU") and " " in name and devices == 1]
-        known = {name: self.ratio(size, name) for name in names if self.row(size, name)}
+        known = {name: self.ratio(size, name, which) for name in names if self.row(size, name, which)}
         return min(known.items(), key=lambda item: item[1]) if known else ("", float("nan"))
 
 
@@ -63,20 +70,25 @@ def _number(value: float, digits: int = 2) -> str:
 def beside_the_peers(rows: Rows) -> list[str]:
     """The README's first table: a size a line."""
     found = Times(rows)
-    lines = [
-        "| B, T, D, H | ms forward | ms both | flax MGU forward | flax MGU both | fastest GRU both | flax GRU both "
-        "| flax MGU both, 2 devices | floors, 1 device | floors, 2 devices | products alone |",
-        "|---" * 11 + "|",
-    ]
+    heads = ["B, T, D, H", "ms", "ms, 2 devices", "flax MGU", "flax MGU, 2 devices", "fastest GRU", "flax GRU"]
+    lines = ["| " + " | ".join([*heads, "floors", "floors, 2 devices", "products alone"]) + " |", "|---" * 10 + "|"]
     for size in found.sizes:
-        ms = [row["ms"] for which in ("forward", "both") if (row := found.row(size, "MGU", which))]
-        name, gru = found.fastest_gru(size)
-        cells = [*map(_number, ms), _number(found.ratio(size, "flax MGU", "forward"))]
-        cells += [_number(found.ratio(size, "flax MGU")), f"{_number(gru)} ({name.split()[0]})" if name else ""]
-        cells += [_number(found.ratio(size, "flax GRU")), _number(found.ratio(size, "flax MGU", "both", 2))]
+        cells = [", ".join(map(str, size))]
+        for devices in (1, 2):
+            cells.append(_pair(*(found.ms(size, which, devices) for which in ("forward", "both"))))
+        for devices in (1, 2):
+            cells.append(_pair(*(found.ratio(size, "flax MGU", which, devices) for which in ("forward", "both"))))
+        fastest = [found.fastest_gru(size, which) for which in ("forward", "both")]
+        names = list(dict.fromkeys(name.split()[0] for name, _ in fastest if name))
+        cells.append(_pair(*(ratio for _, ratio in fastest)) + (f" ({', '.join(names)})" if names else ""))
+        cells.append(_pair(*(found.ratio(size, "flax GRU", which) for which in ("forward", "both"))))
         cells += [_number(found.floors(size)), _number(found.floors(size, 2)), _number(found.products(size))]
-        lines.append(f"| {', '.join(map(str, size))} | " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _pair(forward: float, both: float) -> str:
+    return "" if np.isnan(both) else f"{_number(forward)} / {_number(both)}"
 
 
 def _mean(values: list[float]) -> float:
@@ -94,36 +106,41 @@ def figures(rows: Rows) -> list[str]:
     def line(what: str, measured: str) -> None:
         lines.append(f"| {what} | {measured} |")
 
+    reset_after = {which: [] for which in ("forward", "both")}
+    for size in six:
+        for which, ratios in reset_after.items():
+            ratios.append(found.ratio(size, "flax MGU", which) / found.ratio(size, "RESET_AFTER_MGU", which))
     for what, ratios in {
         "flax's MGU, forward and backward": [found.ratio(size, "flax MGU") for size in six],
         "the fastest GRU of any library, forward and backward": [found.fastest_gru(size)[1] for size in six],
         "flax's MGU, forward": [found.ratio(size, "flax MGU", "forward") for size in six],
         "flax's GRU, forward and backward": [found.ratio(size, "flax GRU") for size in six],
+        "flax's MGU, forward, in our RESET_AFTER_MGU": reset_after["forward"],
+        "flax's MGU, forward and backward, in our RESET_AFTER_MGU": reset_after["both"],
     }.items():
         known = [ratio for ratio in ratios if not np.isnan(ratio)]
         if known:
-            line(
-                f"time of {what}, in ours, T < 1,000", f"{min(known):.2f} to {max(known):.2f}, mean {_mean(known):.2f}"
-            )
+            text = f"{min(known):.2f} to {max(known):.2f}, geometric mean {_mean(known):.2f}"
+            line(f"time of {what}{'' if 'in our' in what else ', in ours'}, T < 1,000", text)
     for name in ("MGU", "MGU, states", "MGU, chunks", "MGU, autodiff", "flax MGU", "flax GRU"):
         units = [row["units"] for row in of["memory"] if row["name"] == name]
         ratios = [found.ratio(size, name) for size in six]
         if units:
             text = f"{min(units):.1f} to {max(units):.1f}"
             time = "" if name == "MGU" else f"; {min(ratios):.2f} to {max(ratios):.2f} of the time of MGU"
-            line(f"memory of a training step of {name}, in states of all steps", text + time)
+            line(f"temporaries of a training step of {name}, in states of all steps", text + time)
     for row in of["long memory"]:
         B, T, _, H = row["size"]
-        text = f"{row['bytes'] / 1e6:,.0f} MB of temporaries, {row['seconds']:.1f} s"
+        text = f"{row['bytes'] / 1e6:,.0f} MB of temporaries, {row['seconds']:.2g} s"
         line(f'a training step of B = {B}, T = {T:,}, H = {H} on h_last, save="chunks"', text)
     for name in ("MGU", "flax MGU"):
-        took = [row["seconds"] for row in of["compilation"] if row["name"] == name]
+        took = [f"{row['seconds']:.2f} (T = {row['T']:,})" for row in of["compilation"] if row["name"] == name]
         if took:
-            line(f"compilation of a training step of {name}, whatever T", f"{min(took):.2f} to {max(took):.2f} s")
+            line(f"seconds to compile a training step of {name}", ", ".join(took))
     for name in ("MGU", "MGU, chunks"):
         steps = [row for row in of["growth"] if row["name"] == name]
         text = ", ".join(f"{row['us_per_step']:.1f} (T = {row['T']:,})" for row in steps)
-        line(f"microseconds a time step of {name}, B = 8, H = 64", text)
+        line(f"microseconds a time step of {name}, B = 8, D = 16, H = 64, least of three", text)
     for row in of["members"]:
         line(
             f"{row['count']} members under vmap, in {row['count']} times one (B = 32, T = 8, H = 32)",

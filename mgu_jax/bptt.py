@@ -42,7 +42,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from mgu_jax import chunks
-from mgu_jax.cell import Gates, Inputs, Loop, advance, arrange, collect, project, retreat
+from mgu_jax.cell import Gates, Inputs, Loop, advance, arrange, collect, project, retreat, turned
 from mgu_jax.family import MGU, Cell
 from mgu_jax.params import Params
 from mgu_jax.products import Products
@@ -107,7 +107,7 @@ def _run(
 
 def _chunks(plan: Plan, rows: Any, h0: Array) -> list[Any]:
     steps = jax.tree.leaves(rows)[0].shape[0]
-    length = plan.chunk or chunks.length(plan.save, steps, h0.size * h0.dtype.itemsize)
+    length = plan.chunk or chunks.length(plan.save, steps, h0.size * h0.dtype.itemsize, jax.default_backend() == "cpu")
     return chunks.cut(rows, length, plan.reverse)
 
 
@@ -135,7 +135,7 @@ def _forward(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> 
 def _backward(plan: Plan, residuals: Any, dhs: Any, dh_last: Any) -> tuple[Params, Array, Array, None]:
     """``None`` for a cotangent is zero."""
     params, xs, h0, marks, saved = residuals
-    loop = arrange(params, plan.cell, marks.m)
+    loop = turned(arrange(params, plan.cell, marks.m))
 
     def body(carry: tuple[Array, Any], at: tuple[Any, Array, Gates, Any, Any]) -> Any:
         dh, dh0 = carry

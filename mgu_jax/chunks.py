@@ -1,7 +1,7 @@
 """Time in chunks: a loop over time does at once, chunk by chunk, what does not have to wait for the step before.
 
 Done for all steps at once, input products and weight gradients fill buffers of T*B*H numbers that are written to
-memory and read back; for a chunk of steps whose buffers fit a processor's cache, they need neither memory nor the way.
+memory and read back; for a chunk of steps whose buffers fit a processor's cache, none of that is needed.
 """
 
 import math
@@ -17,16 +17,17 @@ _SMALL = 2**21  # bytes of the states of a sequence that is best done in one chu
 _CACHE = 2**19  # bytes of the states of a chunk, where there are several
 
 
-def length(save: str, steps: int, state_bytes: int) -> int:
+def length(save: str, steps: int, state_bytes: int, on_cpu: bool = True) -> int:
     """How many steps make a chunk, if the user does not say.
 
     A chunk's states fill half a MiB: a chunk needs about ten times that while it is worked on, and what stays in the
     cache is neither allocated nor fetched. What saves memory takes shorter chunks, a sixth of the steps or their square
-    root. Chunks of equal length, if there are any at up to twice the number, compile to one loop instead of two.
+    root. Chunks of equal length, if there are any at up to twice the number, compile to one loop instead of two. All
+    this is measured on CPUs; elsewhere a chunk is what memory asks for. Under ``vmap`` the bytes are one member's.
     """
-    if save == "gates" and steps * state_bytes <= _SMALL:
+    if save == "gates" and (not on_cpu or steps * state_bytes <= _SMALL):
         return max(1, steps)
-    most = max(1, _CACHE // max(1, state_bytes))
+    most = max(1, _CACHE // max(1, state_bytes)) if on_cpu else steps
     if save != "gates":
         most = min(most, max(1, steps // 6 if save == "states" else math.isqrt(steps)))
     count = max(1, round(steps / most))

@@ -54,7 +54,7 @@ def _varying(tree: Any) -> Any:
     axes = frozenset[str]().union(*map(varies_over, jax.tree.leaves(tree)))
 
     def cast(a: Array) -> Array:
-        missing = tuple(axes - varies_over(a))
+        missing = tuple(sorted(axes - varies_over(a)))
         return lax.pcast(a, missing, to="varying") if missing else a
 
     return jax.tree.map(cast, tree)
@@ -80,7 +80,7 @@ def check_memory(save: Any, chunk: Any, implementation: Any) -> None:
         checks.check_size("chunk", chunk)
     if implementation not in (None, "manual") and (save != "gates" or chunk is not None):
         raise ValueError(
-            f"save and chunk must be left out where implementation is {implementation!r} (they are those of 'manual'); "
+            f"save and chunk must be left out where implementation is {implementation!r} (only 'manual' uses them); "
             f"got {save!r} and {chunk!r}."
         )
 
@@ -118,10 +118,10 @@ def scan(
         implementation: "manual" (the hand-written backward of ``mgu_jax.bptt``; reverse mode only), "autodiff" (the
             definition, differentiated by JAX in any mode; slower) or "parallel" (all steps at once, for members that
             are linear in the state, such as MIN_GRU). ``None`` is "manual".
-        save: what "manual" keeps for its backward pass: "gates" (every state and gate; fastest), "states" (the states;
-            gates are computed again) or "chunks" (one state a chunk; all is computed again, and where the loss needs
-            h_last alone, memory grows with the square root of T).
-        chunk: how many steps "manual" takes together outside of its loop; ``None`` picks by T, B and H.
+        save: what "manual" keeps for its backward pass: "gates" (every state and gate; fastest, but for very long T),
+            "states" (the states; gates are computed again) or "chunks" (one state a chunk; all is computed again, and
+            where the loss needs h_last alone, memory grows with the square root of T).
+        chunk: how many steps "manual" takes together outside of its loop; ``None`` picks by T, B, H and the backend.
         precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
             ``jax.lax.DotAlgorithmPreset``.
         compute_dtype: such as ``jnp.bfloat16``: operands of products are rounded to it, forward and backward, while
@@ -140,7 +140,8 @@ def scan(
         TypeError: an argument is no array, or not of the dtype that it has to have; at differentiation, forward mode
             through "manual".
         ValueError: shapes that do not fit each other, lengths outside of [0, T], a rate outside of [0, 1), an unknown
-            name, or an implementation that cannot serve the cell.
+            name, a chunk below 1, an implementation that cannot serve the cell, or save or chunk with one that is
+            not "manual".
     """
     check_cell(cell)
     check_implementation(implementation, cell)

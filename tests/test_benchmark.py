@@ -34,10 +34,10 @@ def test_every_layer_gives_states_and_all_gradients(name):
     dparams, dxs = both(*same)
     assert dxs.shape == arguments[1].shape
     assert jax.tree.structure(dparams) == jax.tree.structure(arguments[0])
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves((states, dxs)))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves((states, dparams, dxs)))
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name in ON_DEVICES and name.split()[0] != "keras"])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name in ON_DEVICES])
 def test_on_two_devices_is_the_same_work(name):
     """The same states, and gradients summed over the devices."""
     one, two = peers.on_one_device(LAYERS[name], SIZE), peers.on_devices(LAYERS[name], SIZE, 2)
@@ -76,6 +76,19 @@ def test_flop_are_those_of_the_products():
     counted = function.lower(*arguments).compile().cost_analysis()["flops"]
     assert 1 <= counted / timing.flop((B, T, D, H), "forward") < 1.1
     assert timing.flop((B, T, D, H), "both") == 3 * timing.flop((B, T, D, H), "forward")
+
+
+def test_products_alone_are_all_products():
+    """None is merged with another by the compiler, and none left out."""
+    for where, count in (("in the loop", 4), ("outside", 8)):
+        function, arguments = peers.products_alone(SIZE)[f"products {where}"]
+        assert function.lower(*arguments).compile().as_text().count(" dot(") == count
+
+
+def test_a_seed_is_refused(tmp_path, capsys):
+    assert main(["benchmark", "--seed", "3", "--out", str(tmp_path / "run")]) == 2
+    text = "--seed has no meaning for benchmark, whose times do not depend on the numbers."
+    assert capsys.readouterr().err == f"error: {text}\n"
 
 
 def test_quick_run(tmp_path, capsys):

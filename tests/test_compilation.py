@@ -121,21 +121,22 @@ PRODUCTS = {
 def inner(jaxpr):
     """The programs inside of a program's equations."""
     for eqn in jaxpr.eqns:
-        for j in filter(is_jaxpr, jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)):
-            yield getattr(j, "jaxpr", j)
+        yield from inside(eqn)
+
+
+def inside(eqn):
+    """The programs inside of one equation."""
+    for j in filter(is_jaxpr, jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)):
+        yield getattr(j, "jaxpr", j)
 
 
 def loops(jaxpr):
     """The bodies of the loops that hold no other loop."""
     for eqn in jaxpr.eqns:
-        bodies = [body for j in inner(eqn_alone(jaxpr, eqn)) for body in loops(j)]
+        bodies = [body for j in inside(eqn) for body in loops(j)]
         if eqn.primitive.name == "scan" and not bodies:
             bodies = [eqn.params["jaxpr"].jaxpr]
         yield from bodies
-
-
-def eqn_alone(jaxpr, eqn):
-    return jaxpr.replace(eqns=[eqn])
 
 
 def products(jaxpr):
@@ -158,7 +159,7 @@ def test_no_product_too_many_inside_the_loops(name, reverse, chunk):
 
 
 def temporaries(T, save, of):
-    """Bytes that a gradient needs besides its arguments and results, in states of all steps and without."""
+    """Bytes that a gradient needs besides its arguments and results, in units of the states of all steps."""
     params, xs = mgu.init(jax.random.key(0), 4, 16), jax.ShapeDtypeStruct((T, 2, 4), jnp.float32)
 
     def loss(params, xs):

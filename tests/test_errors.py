@@ -126,7 +126,7 @@ SCAN = [
     (
         ValueError,
         {"save": "states", "implementation": "autodiff"},
-        "save and chunk must be left out where implementation is 'autodiff' (they are those of 'manual'); "
+        "save and chunk must be left out where implementation is 'autodiff' (only 'manual' uses them); "
         "got 'states' and None.",
     ),
 ]
