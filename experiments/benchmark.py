@@ -6,7 +6,6 @@ MGU's multiply-adds take at the rate of a 2048^3 product in the same rounds. Nee
 is not installed is left out, and said so.
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ import numpy as np
 
 import mgu_jax as mgu
 from experiments import peers, plots, tables, timing
-from experiments.run import BadRequest, Common, Run
+from experiments.run import BadRequest, Common, Run, use_devices
 from experiments.timing import Size
 
 SIZES: tuple[Size, ...] = (
@@ -218,14 +217,7 @@ def main(config: Config) -> None:
         raise BadRequest("--steps has no meaning for benchmark, which takes no optimiser step.")
     if config.seed:
         raise BadRequest("--seed has no meaning for benchmark, whose times do not depend on the numbers.")
-    cores = os.cpu_count() or 1
-    if (config.devices or 1) > cores:
-        raise BadRequest(f"--devices must be at most the {cores} cores that there are; got {config.devices}.")
-    with contextlib.suppress(RuntimeError):  # where JAX has started already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", config.devices or min(2, cores))
-    devices, there = config.devices or min(2, jax.device_count()), jax.device_count()
-    if devices > there:
-        raise BadRequest(f"--devices must be at most the {there} that there are; got {devices}.")
+    devices = use_devices(config.devices)
     packages = {"flax": "flax", "equinox": "equinox", "haiku": "dm-haiku", "keras": "keras", "torch": "torch"}
     missing = [name for module, name in packages.items() if not peers.installed(module)]
     if missing:

@@ -1,7 +1,6 @@
 """Training a classifier of sequences, with checkpoints, metrics, plots and a table; digits and mnist-rows share it."""
 
 import time
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from experiments.data import DataSet
 from experiments.run import BadRequest, Common, Run
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.losses import accuracy, cross_entropy
-from mgu_jax.train import adam, start
+from mgu_jax.train import start
 
 
 def classify(
@@ -34,7 +33,7 @@ def classify(
     run = Run(name, config, data.sources, hyper._asdict() | sizes | {"total_steps": steps})
     input_size, classes = data.train.xs.shape[2], int(data.train.targets.max()) + 1
     model = mgu.model(input_size, (hidden_size,), classes, readout="last")
-    recipe = mgu.Recipe(model, cross_entropy, partial(adam, total_steps=steps), batch_size)
+    recipe = mgu.Recipe(model, schedule="cosine", total_steps=steps, batch_size=batch_size)
     key = jax.random.key(config.seed)
     began = time.perf_counter()
 
@@ -47,13 +46,12 @@ def classify(
         if resumed_from:
             print(f"going on from step {resumed_from} of {steps}.")
 
-        def on_chunk(state: mgu.TrainState, losses: np.ndarray) -> str:
+        def on_chunk(state: mgu.TrainState, losses: np.ndarray, scores: dict[str, float]) -> str:
             step = int(state.step)
-            test_loss, test_accuracy = mgu.evaluate(model, state.params, data.test, (cross_entropy, accuracy))
             run.log(step, "train", loss=losses.mean())
-            run.log(step, "test", loss=test_loss, accuracy=test_accuracy)
+            run.log(step, "test", loss=scores["cross_entropy"], accuracy=scores["accuracy"])
             checkpoints.save(step, state)
-            return f"test accuracy {test_accuracy:.2%}"
+            return f"test accuracy {scores['accuracy']:.2%}"
 
         state, _ = mgu.fit(
             recipe,
@@ -63,6 +61,7 @@ def classify(
             hyper=hyper,
             state=state,
             chunk_steps=sizes["chunk_steps"],
+            validation=mgu.Validation(data.test, (accuracy, cross_entropy)),
             on_chunk=on_chunk,
             progress=True,
         )

@@ -14,7 +14,7 @@ import numpy as np
 import mgu_jax as mgu
 from experiments import plots
 from experiments.run import Common, Run
-from mgu_jax.train import sgd, start
+from mgu_jax.train import start
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def loss_per_step(ys: jax.Array, targets: jax.Array) -> jax.Array:
 def main(config: Config) -> None:
     """Train, print and check."""
     model = mgu.model(1, (HIDDEN,), OUTPUT, initializer="notebook")
-    recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).mean(), sgd, batch_size=BATCH)
+    recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).mean(), "sgd", batch_size=BATCH)
     hyper = mgu.Hyper(learning_rate=0.1, forget_bias=0.0)
     key, ones = jax.random.key(config.seed), np.ones((BATCH, STEPS, 1), np.float32)
 
@@ -49,7 +49,7 @@ def main(config: Config) -> None:
         state=state,
         hyper=hyper,
         chunk_steps=1,
-        on_chunk=lambda state, _: visited.append(state.params),
+        on_chunk=lambda state, *_: visited.append(state.params),
     )
     xs = jnp.ones((STEPS, BATCH, 1))
     curves = {}

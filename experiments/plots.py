@@ -161,3 +161,20 @@ def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set(xlabel="B, T, D, H")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def surface(path: Path, scores: np.ndarray, rates: np.ndarray, biases: np.ndarray) -> None:
+    """Accuracy over learning rate and forget bias, scores [rates, biases, seeds]: mean and range."""
+    figure, axes = _figure(figsize=(1.4 * len(biases) + 2, 0.8 * len(rates) + 1.4))
+    means = 100 * scores.mean(-1)
+    image = axes.imshow(means, cmap="viridis", aspect="auto")
+    for i, j in np.ndindex(means.shape):
+        low, high = 100 * scores[i, j].min(), 100 * scores[i, j].max()
+        dark = means[i, j] < (means.min() + means.max()) / 2
+        text = f"{means[i, j]:.1f}\n{low:.1f} to {high:.1f}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.set_xticks(range(len(biases)), [f"{bias:g}" for bias in biases])
+    axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    axes.set(xlabel="forget bias, at the start", ylabel="learning rate")
+    figure.colorbar(image, ax=axes, label="test accuracy (%)")
+    _save(figure, path)

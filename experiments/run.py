@@ -1,5 +1,6 @@
 """What all experiments share: the flags, and the folder of a run with its files."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -74,6 +75,23 @@ def _settings(config: Common) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "resume")}
     return json.loads(json.dumps(settings, default=str))
+
+
+def use_devices(asked: int | None) -> int:
+    """How many devices to work on: those of a GPU machine, or cores of a CPU, two of them if nothing is asked for.
+
+    Raises:
+        BadRequest: more than there are.
+    """
+    cores = os.cpu_count() or 1
+    if (asked or 1) > cores:
+        raise BadRequest(f"--devices must be at most the {cores} cores that there are; got {asked}.")
+    with contextlib.suppress(RuntimeError):  # where JAX has started already, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", asked or min(2, cores))
+    there = jax.device_count()
+    if (asked or 1) > there:
+        raise BadRequest(f"--devices must be at most the {there} that there are; got {asked}.")
+    return asked or min(2, there)
 
 
 class Run:

@@ -13,13 +13,18 @@ from mgu_jax.family import (
     UGRNN,
     Cell,
 )
+from mgu_jax.feed import Data, Stream
+from mgu_jax.fit import NotFinite, Validation, fit
 from mgu_jax.gradients import Comparison, GradientReport, check_gradients
 from mgu_jax.initial import chrono, init
 from mgu_jax.model import Model, detach, model
+from mgu_jax.optimizers import Hyper
 from mgu_jax.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.sequence import scan
+from mgu_jax.settings import draw, grid, log_uniform, uniform
 from mgu_jax.stack import ModelParams, State
-from mgu_jax.train import Data, Hyper, NotFinite, Recipe, TrainState, evaluate, fit
+from mgu_jax.sweep import Member, Sweep, best_member, halving, sweep
+from mgu_jax.train import Best, Recipe, TrainState, evaluate
 
 __version__ = "0.1.0"
 
@@ -33,11 +38,13 @@ __all__ = [
     "MIN_GRU",
     "RESET_AFTER_MGU",
     "UGRNN",
+    "Best",
     "Cell",
     "Comparison",
     "Data",
     "GradientReport",
     "Hyper",
+    "Member",
     "Model",
     "ModelParams",
     "NotFinite",
@@ -45,15 +52,23 @@ __all__ = [
     "Recipe",
     "Residuals",
     "State",
+    "Stream",
+    "Sweep",
     "TrainState",
+    "Validation",
+    "best_member",
     "check_gradients",
     "chrono",
     "count",
     "detach",
+    "draw",
     "evaluate",
     "fit",
+    "grid",
     "gru_count",
+    "halving",
     "init",
+    "log_uniform",
     "lstm_count",
     "model",
     "scan",
@@ -61,4 +76,6 @@ __all__ = [
     "step_backward",
     "step_forward",
     "summary",
+    "sweep",
+    "uniform",
 ]

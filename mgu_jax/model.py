@@ -17,11 +17,15 @@ from mgu_jax.stack import ModelParams, Stack, State
 
 
 class Model(NamedTuple):
-    """``init(key) -> params``, ``apply(params, xs) -> ys``, ``step(params, x, state) -> (y, state)``; see ``model``."""
+    """``init(key) -> params``, ``apply(params, xs) -> ys``, ``step(params, x, state) -> (y, state)``; see ``model``.
+
+    ``start(params, batch) -> state`` is the state of a batch, (B,), before the first step.
+    """
 
     init: Callable[..., ModelParams]
     apply: Callable[..., Any]
     step: Callable[..., tuple[Array, State]]
+    start: Any = None
 
 
 def detach(state: Any) -> Any:
@@ -32,7 +36,7 @@ def detach(state: Any) -> Any:
 @lru_cache(maxsize=256)
 def _build(stack: Stack) -> Model:
     """One object a specification, so that what was compiled for a model serves all that are like it."""
-    return Model(stack.init, stack.apply, stack.step)
+    return Model(stack.init, stack.apply, stack.step, stack.start)
 
 
 def model(

@@ -14,7 +14,7 @@ class Progress:
     """
 
     def __init__(self, done: int, steps: int, enabled: bool):
-        self.done, self.steps, self.enabled, self.began = done, steps, enabled, time.perf_counter()
+        self.first, self.done, self.steps, self.enabled, self.began = done, done, steps, enabled, time.perf_counter()
         self.bar = None
         if enabled:
             tqdm = require("tqdm", "experiments").tqdm
@@ -36,4 +36,10 @@ class Progress:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(size)
         elif self.enabled:
-            print(f"step {self.done}/{self.steps}  {time.perf_counter() - self.began:.1f} s  {note}", flush=True)
+            seconds = time.perf_counter() - self.began
+            rate = (self.done - self.first) / seconds
+            left = (self.steps - self.done) / rate
+            print(
+                f"step {self.done}/{self.steps}  {seconds:.1f} s, {left:.1f} s left, {rate:.4g} steps/s  {note}",
+                flush=True,
+            )

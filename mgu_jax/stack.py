@@ -116,7 +116,7 @@ class Stack:
         key = None if training is False else key
         hs = self._embed(params, xs)
         batch = hs.shape[1:-1]
-        state = self._start(params, state, batch)
+        state = self._begin(params, state, batch)
         end: Any = None
         last, last_backward = [], []
         for i, layer in enumerate(params.layers):
@@ -188,7 +188,7 @@ class Stack:
             raise TypeError(f"xs must be tokens, whole numbers [T, ...]; got {checks.describe(xs)}.")
         return jnp.take(params.embedding, xs, axis=0)
 
-    def _start(self, params: ModelParams, state: State | None, batch: tuple[int, ...]) -> State:
+    def _begin(self, params: ModelParams, state: State | None, batch: tuple[int, ...]) -> State:
         if state is not None:
             if not isinstance(state, State):
                 raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
@@ -197,9 +197,12 @@ class Stack:
             if came != wanted:
                 raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
             return state
+        return self.start(params, batch)
+
+    def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
         if params.h0 is None:
             zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
-            return State(zeros, zeros)
+            return State(zeros, zeros if self.bidirectional else None)
         return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch, *h.shape)), params.h0)
 
     def _merge(self, forward: Array, backward: Array) -> Array:

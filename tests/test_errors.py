@@ -437,8 +437,18 @@ def test_recipe():
     assert text == "loss must be a function, such as mgu_jax.losses.cross_entropy; got 'cross_entropy'."
     text = raised(TypeError, lambda: mgu.Recipe(model, optimizer=optax.adam(1e-3)))
     assert text == (
-        "optimizer must be a function of Hyper, such as lambda hyper: optax.adam(hyper.learning_rate); "
+        "optimizer must be one of 'sgd', 'momentum', 'adam', 'adamw', 'rmsprop' or a function of Hyper; "
         "got a GradientTransformationExtraArgs."
+    )
+    text = raised(ValueError, lambda: mgu.Recipe(model, optimizer="adagrad"))
+    assert text == "optimizer must be one of 'sgd', 'momentum', 'adam', 'adamw', 'rmsprop'; got 'adagrad'."
+    text = raised(ValueError, lambda: mgu.Recipe(model, schedule="cosine"))
+    assert text == "total_steps must be given for schedule 'cosine', and above warmup_steps, 0; got None."
+    text = raised(ValueError, lambda: mgu.Recipe(model, schedule="step"))
+    assert text == "schedule must be one of 'constant', 'cosine', 'linear'; got 'step'."
+    text = raised(ValueError, lambda: mgu.Recipe(model, optimizer=lambda hyper: optax.sgd(1.0), warmup_steps=3))
+    assert (
+        text == "schedule, total_steps and warmup_steps must be left out where optimizer is a function; they are not."
     )
     assert raised(ValueError, lambda: mgu.Recipe(model, batch_size=0)).startswith("batch_size must be a whole number")
 

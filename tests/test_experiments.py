@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,8 @@ IMPOSSIBLE = [
     ("digits", "--seed", "-1", "--seed must be a whole number in [0, 2^32); got -1."),
     ("digits", "--seed", "99999999999", "--seed must be a whole number in [0, 2^32); got 99999999999."),
     ("mnist-rows", "--epochs", "0", "--epochs must be a number above 0; got 0."),
+    ("sweep", "--seeds", "0", "--seeds must be a number above 0; got 0."),
+    ("sweep", "--devices", "9999", f"--devices must be at most the {os.cpu_count()} cores that there are; got 9999."),
     ("gradients", "--steps", "5", "--steps has no meaning for gradients, which takes no optimiser step."),
 ]
 
@@ -215,6 +218,27 @@ def test_notebook(tmp_path, capsys):
     assert "loss per time step, iteration 10:" in text
     assert "manual:differences" in text
     assert png(tmp_path / "run" / "loss_per_time_step.png")
+
+
+def test_sweep(tmp_path, capsys):
+    """All members in one program; resumed, the same to the bit."""
+    flags = ["sweep", "--quick", "--seeds", 2]
+    assert run(*flags, "--out", tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [(row["setting"], row["seed"]) for row in result["members"]] == [(n, s) for n in range(4) for s in range(2)]
+    assert result["best"]["accuracy"] == max(row["score"] for row in result["members"]) > 0.3
+    assert {row["learning_rate"] for row in result["members"]} == {np.float32(1e-3), np.float32(3e-3)}
+    assert result["share"] == pytest.approx(result["seconds"] / result["seconds_one_by_one"], rel=1)
+    assert len(lines(tmp_path / "run")) == 2 * 8
+    assert "best of 8:" in capsys.readouterr().out
+    assert png(tmp_path / "run" / "surface.png")
+    before = lines(tmp_path / "run")
+    newest = max(
+        (tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1
+    )
+    shutil.rmtree(newest)  # as if it had been killed before
+    assert run(*flags, "--out", tmp_path / "run", "--resume") == 0
+    assert lines(tmp_path / "run") == before
 
 
 def test_gradients(tmp_path, capsys):

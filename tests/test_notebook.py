@@ -127,7 +127,7 @@ def test_11_biases_are_summed_over_steps_and_samples(model, params):
 def test_12_each_parameter_goes_down_its_own_gradient(model, params):
     """One step of gradient descent moves b_h by -lr*db_h, and the loss falls."""
     data = mgu.Data(XS.swapaxes(0, 1), TARGETS.swapaxes(0, 1))
-    recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).sum(), train.sgd, batch_size=B)
+    recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).sum(), "sgd", batch_size=B)
     state = train.start(recipe, jax.random.key(0))._replace(params=params)
     _, curve = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=2)
     first, _ = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=1)
@@ -150,7 +150,7 @@ def test_14_training_runs_and_its_loss_falls():
     """The notebook's own test; test_experiments.py runs it as a user does."""
     ones = np.ones((3, 10, 1), np.float32)
     model = mgu.model(1, (5,), 1, initializer="notebook")
-    recipe = mgu.Recipe(model, losses.squared_error, train.sgd, batch_size=3)
+    recipe = mgu.Recipe(model, losses.squared_error, "sgd", batch_size=3)
     _, curve = mgu.fit(
         recipe, mgu.Data(ones, ones), steps=10, key=jax.random.key(0), hyper=mgu.Hyper(0.1, forget_bias=0.0)
     )

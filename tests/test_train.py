@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax import feed, train
 from mgu_jax import losses as losses_of
-from mgu_jax import train
 from mgu_jax.checkpoint import Checkpoints
 
 KEY = jax.random.key(3)
@@ -57,7 +57,7 @@ def test_a_chunk_is_the_plain_loop(data, recipe):
         ys = recipe.model.apply(params, xs.swapaxes(0, 1))
         return optax.softmax_cross_entropy_with_integer_labels(ys, targets).mean()
 
-    for step, rows in enumerate(train._batches(state.key, state.step, 7, 8, 40)):
+    for step, rows in enumerate(feed.order(state.key, state.step, 7, 8, 40)):
         value, gradient = jax.value_and_grad(loss)(params, data.xs[rows], data.targets[rows])
         assert abs(value - losses[step]) < 1e-5
         updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -68,18 +68,18 @@ def test_a_chunk_is_the_plain_loop(data, recipe):
 
 
 def test_every_epoch_sees_every_sample_once_in_a_new_order():
-    rows = np.asarray(train._batches(KEY, jnp.int32(0), 15, 8, 40))
+    rows = np.asarray(feed.order(KEY, jnp.int32(0), 15, 8, 40))
     epochs = rows.reshape(3, 40)
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
-    ragged = np.asarray(train._batches(KEY, jnp.int32(0), 10, 7, 40)).reshape(2, 35)
+    ragged = np.asarray(feed.order(KEY, jnp.int32(0), 10, 7, 40)).reshape(2, 35)
     assert all(len(set(epoch)) == 35 for epoch in ragged)
 
 
 @pytest.mark.parametrize(("first", "steps"), [(0, 1), (3, 1), (4, 9), (5, 5), (13, 2)])
 def test_batches_do_not_depend_on_where_a_chunk_begins(first, steps):
-    whole = train._batches(KEY, jnp.int32(0), 15, 8, 40)
-    np.testing.assert_array_equal(train._batches(KEY, jnp.int32(first), steps, 8, 40), whole[first : first + steps])
+    whole = feed.order(KEY, jnp.int32(0), 15, 8, 40)
+    np.testing.assert_array_equal(feed.order(KEY, jnp.int32(first), steps, 8, 40), whole[first : first + steps])
 
 
 def test_learns_and_repeats(data, recipe):
@@ -97,7 +97,7 @@ def test_learns_and_repeats(data, recipe):
 def test_a_resumed_run_has_the_same_bits(data, recipe, tmp_path):
     whole, losses = mgu.fit(recipe, data, steps=50, key=KEY, chunk_steps=20)
     states = []
-    mgu.fit(recipe, data, steps=40, key=KEY, chunk_steps=20, on_chunk=lambda s, _: states.append(s))
+    mgu.fit(recipe, data, steps=40, key=KEY, chunk_steps=20, on_chunk=lambda s, *_: states.append(s))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(whole) is None
         checkpoints.save(20, states[0])
@@ -129,7 +129,7 @@ def test_all_steps_have_a_loss_of_their_own():
     data = mgu.Data(
         rng.standard_normal((8, 5, 3)).astype(np.float32), rng.standard_normal((8, 5, 2)).astype(np.float32)
     )
-    recipe = mgu.Recipe(mgu.model(3, (4,), 2), losses_of.squared_error, train.sgd, batch_size=8)
+    recipe = mgu.Recipe(mgu.model(3, (4,), 2), losses_of.squared_error, "sgd", batch_size=8)
     state = train.start(recipe, KEY)
     _, losses = train.chunk(state, mgu.Hyper(), data, recipe=recipe, steps=1)
     ys = recipe.model.apply(state.params, data.xs.swapaxes(0, 1))
@@ -149,10 +149,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, recipe):
 
 def test_parameters_that_are_not_finite_stop_the_run_before_anyone_sees_them(data, recipe):
     """The last update of a run, which no loss will see."""
-    recipe, seen = mgu.Recipe(recipe.model, optimizer=train.sgd, batch_size=8), []
+    recipe, seen = mgu.Recipe(recipe.model, optimizer="sgd", batch_size=8), []
     with pytest.raises(mgu.NotFinite) as caught:
         mgu.fit(
-            recipe, data, steps=1, key=KEY, hyper=mgu.Hyper(learning_rate=np.inf), on_chunk=lambda s, _: seen.append(s)
+            recipe, data, steps=1, key=KEY, hyper=mgu.Hyper(learning_rate=np.inf), on_chunk=lambda s, *_: seen.append(s)
         )
     assert str(caught.value).startswith("the parameters must stay finite; they are not at step 1;")
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(caught.value.state.params))
@@ -176,12 +176,9 @@ def test_evaluate_weighs_batches_by_their_samples(data, recipe):
 
 
 def test_cosine_decay_ends_at_zero(data, recipe):
-    def optimizer(hyper):
-        return train.adam(hyper, total_steps=10)
-
-    recipe = mgu.Recipe(recipe.model, optimizer=optimizer, batch_size=8)
+    recipe = mgu.Recipe(recipe.model, schedule="cosine", total_steps=10, batch_size=8)
     states = []
-    mgu.fit(recipe, data, steps=11, key=KEY, chunk_steps=1, on_chunk=lambda s, _: states.append(s.params))
+    mgu.fit(recipe, data, steps=11, key=KEY, chunk_steps=1, on_chunk=lambda s, *_: states.append(s.params))
     assert same(states[-1], states[-2])
     assert not same(states[-3], states[-2])
 

@@ -1,0 +1,182 @@
+"""``fit``: the loop on the host around the compiled chunk. It validates, keeps the best, stops early, and reports."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mgu_jax import checks, feed
+from mgu_jax.feed import Data, Source, Stream
+from mgu_jax.losses import Loss, cross_entropy
+from mgu_jax.optimizers import Hyper
+from mgu_jax.progress import Progress
+from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluate, start
+
+
+class NotFinite(RuntimeError):
+    """Training stopped, since something was not finite. ``step`` is where, ``state`` the last good state."""
+
+    def __init__(self, what: str, step: int, state: TrainState):
+        super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
+        self.step, self.state = step, state
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured now and then, and what follows from it.
+
+    Attributes:
+        data: ``Data``, or a ``Stream`` if the recipe has a window.
+        metrics: functions as ``evaluate`` takes them; the first decides what is best.
+        higher_is_better: of the first metric, as of an accuracy; not as of a loss.
+        every: chunks between two validations.
+        patience: stop when so many validations in a row were no better than the best; never if ``None``.
+        batch_size: samples at once; the recipe's for a stream.
+    """
+
+    data: Any
+    metrics: tuple[Loss, ...]
+    higher_is_better: bool = True
+    every: int = 1
+    patience: int | None = None
+    batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        checks.check_size("every", self.every)
+        if self.patience is not None:
+            checks.check_size("patience", self.patience)
+        if not self.metrics or not all(map(callable, self.metrics)):
+            raise TypeError(f"metrics must be functions, at least one; got {self.metrics!r}.")
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """One bool for all numbers of a pytree."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any) -> None:
+    """The arguments that ``fit`` and ``sweep`` share."""
+    for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
+    if recipe.window is not None:
+        feed.check_stream(data, recipe.batch_size, recipe.window)
+    elif not callable(data):
+        feed.check_data(data, recipe.batch_size)
+    checks.check_size("steps", steps)
+    checks.check_size("chunk_steps", chunk_steps)
+
+
+def check_outputs(recipe: Recipe, params: Any, data: Any) -> None:
+    """Targets within the model's classes, where its loss is the cross entropy."""
+    if recipe.loss is cross_entropy:
+        W_y = getattr(params, "W_y", None)
+        if W_y is not None:
+            feed.check_labels(data, W_y.shape[-1])
+
+
+def fit(
+    recipe: Recipe,
+    data: Data | Stream | Source,
+    *,
+    steps: int,
+    key: Array,
+    hyper: Hyper = Hyper(),
+    state: TrainState | None = None,
+    chunk_steps: int = 100,
+    validation: Validation | None = None,
+    on_chunk: Callable[[TrainState, np.ndarray, dict[str, float]], str | None] | None = None,
+    progress: bool = False,
+) -> tuple[TrainState, np.ndarray]:
+    """Train for a number of steps, a chunk at a time.
+
+    Args:
+        recipe: the static side of the run.
+        data: ``Data``, put on the device once; a ``Stream`` if the recipe has a window; or a function of the number of
+            the step that makes the ``Data`` of its batch on the host, while the device works on the chunk before.
+        steps: the number of the last step, counted from the start of the run, also of one that resumes.
+        key: the run's seed; unused where state is given.
+        hyper: the traced side of the run.
+        state: continue from here, with the same chunk_steps to the same bits; a fresh ``start`` if ``None``.
+        chunk_steps: optimiser steps between two returns to the host.
+        validation: what to measure; the best parameters stand in the state's ``best`` then.
+        on_chunk: called after every chunk with the state, the chunk's losses, and the scores by name if the chunk was
+            validated; logs, saves. A text that it returns stands beside the progress.
+        progress: show a bar on a terminal, a plain line a chunk elsewhere (needs the extra ``experiments``).
+
+    Returns:
+        The final state, and the losses of the steps taken here: fewer than asked for where patience ended.
+
+    Raises:
+        NotFinite: a loss was nan or infinite, or a parameter after a chunk.
+        TypeError, ValueError: arguments of another kind, unusable data, or fewer samples than a batch.
+    """
+    check_fit(recipe, data, hyper, steps, chunk_steps)
+    if state is not None and not isinstance(state, TrainState):
+        raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
+    reached: TrainState = start(recipe, key, hyper) if state is None else state
+    if not callable(data):
+        check_outputs(recipe, reached.params, data)
+        data = jax.device_put(data)
+    if validation is not None and reached.best is None:
+        reached = reached._replace(best=_unscored(reached, validation))
+    hyper = jax.tree.map(jnp.asarray, hyper)
+    done, losses = int(reached.step), []
+    if done > steps:
+        raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
+
+    def size(done: int) -> int:
+        """Chunks end at multiples of chunk_steps, wherever the run began."""
+        return min(chunk_steps - done % chunk_steps, steps - done)
+
+    def batches(done: int) -> Any:
+        return feed.stack(data, done, size(done), recipe.batch_size) if callable(data) else data
+
+    ready = batches(done) if done < steps else None
+    with Progress(done, steps, progress) as shown:
+        while done < steps and not _out_of_patience(reached, validation):
+            count = size(done)
+            new_state, new_losses = chunk(reached, hyper, ready, recipe=recipe, steps=count)
+            ready = batches(done + count) if done + count < steps else None  # while the device works
+            new_losses = np.asarray(new_losses)
+            bad = np.flatnonzero(~np.isfinite(new_losses))
+            if bad.size:
+                raise NotFinite(f"the loss must stay finite; it is {new_losses[bad[0]]}", done + int(bad[0]), reached)
+            if not all_finite(new_state.params):  # the last update's doing, which no loss has seen yet
+                raise NotFinite("the parameters must stay finite; they are not", done + count, reached)
+            reached, done = new_state, done + count
+            losses.append(new_losses)
+            scores: dict[str, float] = {}
+            if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
+                reached, scores = _validated(reached, recipe, validation)
+            text = on_chunk(reached, new_losses, scores) if on_chunk else None
+            text = text or ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+            shown.advance(count, float(new_losses[-1]), text or None)
+    return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
+
+
+def _unscored(state: TrainState, validation: Validation) -> Best:
+    worst = -np.inf if validation.higher_is_better else np.inf
+    return Best(jnp.float32(worst), state.step, state.params, jnp.int32(0))
+
+
+def _validated(state: TrainState, recipe: Recipe, validation: Validation) -> tuple[TrainState, dict[str, float]]:
+    """The state with the best parameters so far, and the scores by the names of the metrics."""
+    size = validation.batch_size if recipe.window is None else recipe.batch_size
+    values = evaluate(recipe.model, state.params, validation.data, validation.metrics, size, recipe.window)
+    names = [getattr(metric, "__name__", f"metric {i}") for i, metric in enumerate(validation.metrics)]
+    best, score = state.best, np.float32(values[0])
+    if score > best.score if validation.higher_is_better else score < best.score:
+        best = Best(jnp.asarray(score), state.step, state.params, jnp.int32(0))
+    else:
+        best = best._replace(waited=best.waited + 1)
+    return state._replace(best=best), dict(zip(names, values, strict=True))
+
+
+def _out_of_patience(state: TrainState, validation: Validation | None) -> bool:
+    return validation is not None and validation.patience is not None and int(state.best.waited) >= validation.patience

@@ -1,0 +1,78 @@
+"""Settings to sweep over: a ``Hyper`` whose entries are rows of numbers, on a grid or drawn at random."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mgu_jax import checks
+from mgu_jax.optimizers import Hyper
+
+Sampler = Callable[[Array, int], Array]  # (key, count) -> [count]
+
+
+def uniform(low: float, high: float) -> Sampler:
+    """Numbers between low and high."""
+    return lambda key, count: jax.random.uniform(key, (count,), minval=low, maxval=high)
+
+
+def log_uniform(low: float, high: float) -> Sampler:
+    """Numbers between low and high, both above 0, as likely in every decade."""
+    if not 0 < low < high:
+        raise ValueError(f"low and high must be numbers with 0 < low < high; got {low} and {high}.")
+    return lambda key, count: jnp.exp(uniform(math.log(low), math.log(high))(key, count))
+
+
+def _check_axes(axes: dict[str, Any]) -> None:
+    for name in axes:
+        checks.check_choice("an axis of the sweep", name, Hyper._fields)
+    if not axes:
+        raise ValueError("axes must be named, such as learning_rate=(1e-3, 1e-2); got none.")
+
+
+def grid(**axes: Any) -> Hyper:
+    """Every combination of the values of the axes, the last axis fastest: entries [N] of a ``Hyper``.
+
+    Raises:
+        ValueError: an axis that ``Hyper`` has not, or without values.
+    """
+    _check_axes(axes)
+    for name, values in axes.items():
+        if np.ndim(values) != 1 or not len(values):
+            raise ValueError(f"{name} must be a row of numbers, at least one; got {checks.describe(values)}.")
+    columns = zip(*itertools.product(*axes.values()), strict=True)
+    return Hyper()._replace(
+        **{name: jnp.asarray(column, jnp.float32) for name, column in zip(axes, columns, strict=True)}
+    )
+
+
+def draw(key: Array, count: int, **axes: Sampler) -> Hyper:
+    """count settings at random: an axis is ``uniform(low, high)``, ``log_uniform(low, high)`` or any function of (key,
+    count). Raises as ``grid`` does.
+    """
+    checks.check_key("key", key)
+    checks.check_size("count", count)
+    _check_axes(axes)
+    keys = jax.random.split(key, len(axes))
+    return Hyper()._replace(**{name: axes[name](k, count) for name, k in zip(axes, keys, strict=True)})
+
+
+def settings(hyper: Hyper) -> tuple[Hyper, int]:
+    """The same with every entry [N], and N.
+
+    Raises:
+        ValueError: entries of different lengths.
+    """
+    sizes = {name: jnp.shape(value) for name, value in hyper._asdict().items() if value is not None}
+    count = max((shape[0] for shape in sizes.values() if shape), default=1)
+    for name, shape in sizes.items():
+        if shape not in ((), (count,)):
+            raise ValueError(
+                f"hyper.{name} must be a number or have shape [{count}], as the longest axis; got {list(shape)}."
+            )
+    return jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a, jnp.float32), (count,)), hyper), count

@@ -1,0 +1,299 @@
+"""Many runs in one compiled program: the chunk of ``train.py`` under ``vmap``, over settings and over seeds.
+
+    N settings    a ``Hyper`` whose entries are [N], by ``grid`` or ``draw``
+    S seeds       PRNG keys [S]
+    N*S members   one axis, seeds of a setting side by side: what belongs to member (n, s) stands at n*S + s
+
+A member whose loss or parameters are not finite is frozen in its last good state; it goes on in the program, since all
+members are one, and changes nothing for its neighbours.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mgu_jax import checks, feed
+from mgu_jax.feed import Data, Source, Stream
+from mgu_jax.fit import Validation, all_finite, check_fit, check_outputs
+from mgu_jax.optimizers import Hyper
+from mgu_jax.progress import Progress
+from mgu_jax.settings import settings
+from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluation, start
+
+
+class Sweep(NamedTuple):
+    """All that changes in a sweep of M members."""
+
+    step: Array  # int32, how many steps are done
+    members: TrainState  # every entry [M, ...]
+    stopped: Array  # int32 [M]: the step at which a member was frozen; -1 of one that lives
+
+
+class Member(NamedTuple):
+    """One member of a sweep, taken out."""
+
+    setting: int
+    seed: int
+    hyper: Hyper
+    score: float
+    params: Any
+
+
+def _per_member(hyper: Hyper, seeds: int) -> Hyper:
+    return jax.tree.map(lambda a: jnp.repeat(a, seeds), hyper)
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _start(keys: Array, hyper: Hyper, recipe: Recipe) -> TrainState:
+    return jax.vmap(partial(start, recipe))(keys, hyper)
+
+
+def begin(recipe: Recipe, hyper: Hyper, keys: Array, validation: Validation | None = None) -> Sweep:
+    """The state of a sweep before the first step; ``sweep`` says what the arguments are."""
+    hyper, count = settings(hyper)
+    total = count * len(keys)
+    members = _start(jnp.tile(keys, count), _per_member(hyper, len(keys)), recipe)
+    if validation is not None:
+        worst = jnp.full(total, -jnp.inf if validation.higher_is_better else jnp.inf, jnp.float32)
+        members = members._replace(best=Best(worst, members.step, members.params, jnp.zeros(total, jnp.int32)))
+    return Sweep(jnp.int32(0), members, jnp.full(total, -1, jnp.int32))
+
+
+@partial(jax.jit, static_argnames=("recipe", "steps", "at_once", "mesh"))
+def chunk_of_members(
+    members: TrainState,
+    stopped: Array,
+    hyper: Hyper,
+    data: Any,
+    *,
+    recipe: Recipe,
+    steps: int,
+    at_once: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Array, Array]:
+    """``chunk`` for M members: all entries of members, stopped and hyper are [M, ...], data is shared.
+
+    Returns:
+        The new members, where each is frozen, [M], and the losses [M, K].
+    """
+
+    def one(data: Any, arguments: tuple[TrainState, Array, Hyper]) -> tuple[TrainState, Array, Array]:
+        state, stopped, hyper = arguments
+        new, losses = chunk(state, hyper, data, recipe=recipe, steps=steps)
+        good = jnp.isfinite(losses)
+        fine = jnp.all(good) & all_finite(new.params)
+        at = state.step + jnp.where(jnp.all(good), steps, jnp.argmin(good).astype(jnp.int32))
+        stopped = jnp.where((stopped < 0) & ~fine, at, stopped)
+        return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses
+
+    def all_of_them(arguments: tuple[TrainState, Array, Hyper], data: Any) -> tuple[TrainState, Array, Array]:
+        return lax.map(partial(one, data), arguments, batch_size=at_once or len(arguments[1]))
+
+    if mesh is not None:  # each device has members of its own, and nothing to say to the others
+        specs = (PartitionSpec("members"), PartitionSpec())
+        all_of_them = jax.shard_map(all_of_them, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return all_of_them((members, stopped, hyper), data)
+
+
+def _validated(
+    members: TrainState, recipe: Recipe, validation: Validation, living: Array
+) -> tuple[TrainState, np.ndarray]:
+    """The members with the best parameters of each so far, and the scores now, [M]."""
+    size = validation.batch_size if recipe.window is None else recipe.batch_size
+    scores = evaluation(
+        recipe.model, members.params, validation.data, validation.metrics, size, recipe.window, members=True
+    )
+    score = jnp.asarray(scores[0], jnp.float32)
+    best = members.best
+    better = (score > best.score if validation.higher_is_better else score < best.score) & living
+    new = Best(score, members.step, members.params, jnp.zeros_like(best.waited))
+    old = best._replace(waited=best.waited + 1)
+
+    def chosen(a: Array, b: Array) -> Array:
+        return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return members._replace(best=jax.tree.map(chosen, new, old)), np.asarray(score)
+
+
+def sweep(
+    recipe: Recipe,
+    data: Data | Stream | Source,
+    *,
+    hyper: Hyper,
+    keys: Array,
+    steps: int,
+    state: Sweep | None = None,
+    chunk_steps: int = 100,
+    validation: Validation | None = None,
+    at_once: int | None = None,
+    devices: int = 1,
+    on_chunk: Callable[[Sweep, np.ndarray, np.ndarray | None], str | None] | None = None,
+    progress: bool = False,
+) -> tuple[Sweep, np.ndarray]:
+    """Train all settings with all seeds for a number of steps, in one program.
+
+    Args:
+        recipe, data, steps, chunk_steps, progress: as ``fit`` takes them. The order of the samples follows from each
+            member's own key; a stream and the batches of a function are the same for all members.
+        hyper: entries that are numbers, or [N].
+        keys: PRNG keys [S], as ``jax.random.split(key, S)`` makes them.
+        state: continue from here, to the same bits.
+        validation: as ``fit`` takes it, without patience; the best parameters of each member stand in ``members.best``.
+        at_once: members that are in a device's memory together; all of them if ``None``.
+        devices: the members are split over so many; their number must divide the members'.
+        on_chunk: called after every chunk with the state, the losses [M, K] and the scores [M], or ``None``.
+
+    Returns:
+        The final state, and the losses [M, steps] of the steps taken here, nan from where a member was frozen.
+
+    Raises:
+        TypeError, ValueError: as ``fit`` does; entries of different lengths; more devices than there are.
+    """
+    check_fit(recipe, data, hyper, steps, chunk_steps)
+    if validation is not None and validation.patience is not None:
+        raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
+    if (
+        not isinstance(keys, jax.Array)
+        or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+        or keys.ndim != 1
+        or not len(keys)
+    ):
+        raise TypeError(f"keys must be PRNG keys [S], as jax.random.split makes them; got {checks.describe(keys)}.")
+    if at_once is not None:
+        checks.check_size("at_once", at_once)
+    (hyper, count), seeds = settings(hyper), len(keys)
+    each, total = _per_member(hyper, seeds), count * seeds
+    mesh = _mesh(devices, total)
+    if state is None:
+        state = begin(recipe, hyper, keys, validation)
+    elif not isinstance(state, Sweep) or len(state.stopped) != total:
+        raise ValueError(f"state must be a Sweep of {total} members, {count} settings with {seeds} seeds; it is not.")
+    if not callable(data):
+        check_outputs(recipe, state.members.params, data)
+    on_device = None if callable(data) else jax.device_put(data)
+    members, stopped = state.members, state.stopped
+    if mesh is not None:
+        place = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("members")))
+        members, stopped, each = place((members, stopped, each))
+    done, losses = int(state.step), []
+    if done > steps:
+        raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
+    with Progress(done, steps, progress) as shown:
+        while done < steps:
+            size = min(chunk_steps - done % chunk_steps, steps - done)
+            ready: Any = feed.stack(data, done, size, recipe.batch_size) if callable(data) else on_device
+            members, stopped, new_losses = chunk_of_members(
+                members, stopped, each, ready, recipe=recipe, steps=size, at_once=at_once, mesh=mesh
+            )
+            done, frozen = done + size, np.asarray(stopped)
+            which = np.arange(done - size, done)
+            new_losses = np.where((frozen[:, None] >= 0) & (which >= frozen[:, None]), np.nan, np.asarray(new_losses))
+            losses.append(new_losses)
+            scores = None
+            if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
+                members, scores = _validated(members, recipe, validation, stopped < 0)
+            reached = Sweep(jnp.int32(done), members, stopped)
+            text = on_chunk(reached, new_losses, scores) if on_chunk else None
+            living = new_losses[frozen < 0, -1]
+            text = text or (f"{(frozen >= 0).sum()} of {total} members frozen" if (frozen >= 0).any() else None)
+            shown.advance(size, float(living.mean()) if living.size else math.nan, text)
+    return Sweep(jnp.int32(done), members, stopped), np.concatenate(losses, 1) if losses else np.zeros((total, 0))
+
+
+def _mesh(devices: int, members: int) -> Mesh | None:
+    """The devices that the members are split over."""
+    checks.check_size("devices", devices)
+    if devices == 1:
+        return None
+    if devices > jax.device_count():
+        raise ValueError(f"devices must be at most the {jax.device_count()} that there are; got {devices}.")
+    if members % devices:
+        raise ValueError(f"devices must divide the {members} members; got {devices}.")
+    return jax.make_mesh((devices,), ("members",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def rows(state: Sweep, hyper: Hyper, seeds: int) -> list[dict[str, Any]]:
+    """The members as JSON has them: setting, seed, the numbers of the setting, best score, where it was frozen."""
+    hyper, _ = settings(hyper)
+    best, stopped, out = state.members.best, np.asarray(state.stopped), []
+    score, step = (None, None) if best is None else (np.asarray(best.score), np.asarray(best.step))
+    named = {name: np.asarray(value) for name, value in hyper._asdict().items() if value is not None}
+    for i, at in enumerate(stopped):
+        n, s = divmod(i, seeds)
+        row: dict[str, Any] = {"setting": n, "seed": s} | {name: float(value[n]) for name, value in named.items()}
+        if score is not None and step is not None:
+            row |= {"score": float(score[i]), "best_step": int(step[i])}
+        out.append(row | {"frozen_at": int(at) if at >= 0 else None})
+    return out
+
+
+def best_member(state: Sweep, hyper: Hyper, seeds: int, higher_is_better: bool = True) -> Member:
+    """The member with the best score, and its best parameters as an ordinary pytree.
+
+    Raises:
+        ValueError: the sweep was not validated.
+    """
+    best = state.members.best
+    if best is None:
+        raise ValueError("state must be that of a sweep with a validation, which gives the scores; it has none.")
+    hyper, score = settings(hyper)[0], np.asarray(best.score)
+    i = int(np.argmax(score) if higher_is_better else np.argmin(score))
+    n, s = divmod(i, seeds)
+    return Member(
+        n,
+        s,
+        jax.tree.map(lambda a: a[n], hyper),
+        float(score[i]),
+        jax.tree.map(lambda a: a[i], jax.device_get(best.params)),
+    )
+
+
+def halving(
+    recipe: Recipe,
+    data: Any,
+    *,
+    hyper: Hyper,
+    keys: Array,
+    rungs: tuple[int, ...],
+    validation: Validation,
+    keep: float = 0.5,
+    **options: Any,
+) -> tuple[Sweep, Hyper, np.ndarray]:
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): after each rung the better settings go on.
+
+    Args:
+        recipe, data, hyper, keys, validation, options: as ``sweep`` takes them.
+        rungs: the steps after which settings are dropped, and at last the step at which the rest ends.
+        keep: the share of the settings that goes on, rounded up; what counts is the mean of a setting's best scores.
+
+    Returns:
+        The state of those that reached the end, their settings, and their numbers in ``hyper``.
+    """
+    if not rungs or list(rungs) != sorted(set(rungs)):
+        raise ValueError(f"rungs must be steps that rise, at least one; got {rungs!r}.")
+    if not 0 < keep < 1:
+        raise ValueError(f"keep must be a share between 0 and 1; got {keep!r}.")
+    (hyper, count), seeds, state = settings(hyper), len(keys), None
+    left = np.arange(count)
+    for i, steps in enumerate(rungs):
+        state, _ = sweep(
+            recipe, data, hyper=hyper, keys=keys, steps=steps, state=state, validation=validation, **options
+        )
+        if i + 1 < len(rungs):
+            score = np.asarray(state.members.best.score).reshape(-1, seeds).mean(1)
+            order = np.argsort(-score if validation.higher_is_better else score, kind="stable")
+            chosen = np.sort(order[: math.ceil(keep * len(left))])
+            at = (chosen[:, None] * seeds + np.arange(seeds)).reshape(-1)
+            left, hyper = left[chosen], jax.tree.map(lambda a, c=chosen: a[c], hyper)
+            # Taken on one device: the rest need not divide as the whole did.
+            there = jax.device_put((state.members, state.stopped), jax.devices()[0])
+            state = Sweep(state.step, *jax.tree.map(lambda a, at=at: a[at], there))
+    assert state is not None
+    return state, hyper, left

@@ -1,0 +1,272 @@
+"""What a run may be fed with, what is measured on the way, and what follows from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mgu_jax as mgu
+from mgu_jax import feed, losses, optimizers, train
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax raises floats to integer counts, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def samples(count=24, T=6, classes=2, seed=0):
+    rng = np.random.default_rng(seed)
+    xs = rng.standard_normal((count, T, 3)).astype(np.float32)
+    return mgu.Data(xs, (xs.sum((1, 2)) > 0).astype(np.int32) % classes)
+
+
+def same(a, b):
+    def plain(tree):
+        leaves = jax.tree.leaves(tree)
+        return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+
+    return all(np.array_equal(x, y) for x, y in zip(plain(a), plain(b), strict=True))
+
+
+LAST = mgu.model(3, (5,), 2, readout="last")
+TAGS = mgu.model(3, (5,), 2)
+WORDS = mgu.model(7, (6,), 7, embedding_size=4)
+
+
+# Optimisers by name
+
+
+RIGHT = {
+    "sgd": lambda: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05)),
+    "momentum": lambda: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.8)),
+    "adam": lambda: optax.chain(optax.add_decayed_weights(0.1), optax.adam(0.05)),
+    "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
+    "rmsprop": lambda: optax.chain(optax.add_decayed_weights(0.1), optax.rmsprop(0.05)),
+}
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_an_optimiser_of_a_name_is_optax_own(name):
+    hyper = mgu.Hyper(0.05, weight_decay=0.1, clip_norm=0.5, momentum=0.8)
+    mine, right = (
+        mgu.Recipe(LAST, optimizer=name).build(hyper),
+        optax.chain(optax.clip_by_global_norm(0.5), RIGHT[name]()),
+    )
+    params = LAST.init(KEY)
+    mine_state, right_state = mine.init(params), right.init(params)
+    for step in range(3):
+        gradient = jax.tree.map(lambda a, s=step: jnp.cos(a + s), params)
+        got, mine_state = mine.update(gradient, mine_state, params)
+        wanted, right_state = right.update(gradient, right_state, params)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [("constant", [0, 0.5, 1, 1, 1]), ("linear", [0, 0.5, 1, 0.5, 0]), ("cosine", [0, 0.5, 1, 0.5, 0])]
+)
+def test_schedules_rise_and_fall(name, at):
+    rate = optimizers.schedule(name, 1.0, 12, 4)
+    np.testing.assert_allclose([rate(step) for step in (0, 2, 4, 8, 12)], at, atol=1e-6)
+
+
+# What a run is fed with
+
+
+def test_lengths_reach_the_model_and_the_loss():
+    """What stands behind the end of a sample changes nothing, neither in xs nor in the targets."""
+    rng = np.random.default_rng(0)
+    lengths, xs = np.array([6, 2, 4, 1] * 3, np.int32), rng.standard_normal((12, 6, 3)).astype(np.float32)
+    targets = rng.integers(0, 2, (12, 6)).astype(np.int32)
+    behind = np.arange(6)[None] >= lengths[:, None]
+    spoilt = mgu.Data(np.where(behind[..., None], np.nan, xs), np.where(behind, -1, targets), lengths)
+    recipe = mgu.Recipe(TAGS, batch_size=4)
+    runs = [mgu.fit(recipe, data, steps=7, key=KEY) for data in (mgu.Data(xs, targets, lengths), spoilt)]
+    assert same(runs[0][0].params, runs[1][0].params)
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+
+    params = runs[0][0].params
+    (score,) = mgu.evaluate(TAGS, params, spoilt, (losses.accuracy,), batch_size=5)
+    right = targets == np.asarray(TAGS.apply(params, xs.swapaxes(0, 1)).argmax(-1)).T
+    assert abs(score - right[~behind].mean()) < 1e-6
+
+
+def test_a_source_on_the_host_gives_the_run_that_the_same_data_on_the_device_gives():
+    data, recipe = samples(), mgu.Recipe(LAST, batch_size=8)
+    order = np.asarray(feed.order(train.start(recipe, KEY).key, jnp.int32(0), 20, 8, 24))
+    asked = []
+
+    def source(step):
+        asked.append(step)
+        return mgu.Data(data.xs[order[step]], data.targets[order[step]])
+
+    (a, losses_a), (b, losses_b) = (mgu.fit(recipe, d, steps=20, key=KEY, chunk_steps=6) for d in (data, source))
+    assert asked == list(range(20))
+    np.testing.assert_array_equal(losses_a, losses_b)
+    assert same(a, b)
+
+
+def tokens(count=203):
+    return np.random.default_rng(0).integers(0, 7, count).astype(np.int32)
+
+
+def test_a_stream_is_read_in_windows_with_the_state_carried():
+    """By hand: four rows side by side, windows of five, the state of one window enters the next without a gradient."""
+    stream = mgu.Stream(tokens()[:-1], tokens()[1:])
+    recipe = mgu.Recipe(WORDS, optimizer="sgd", batch_size=4, window=5)
+    hyper = mgu.Hyper(0.1)
+    assert feed.windows(stream, 4, 5) == 10
+    state = train.start(recipe, KEY, hyper)
+    after, values = train.chunk(state, hyper, stream, recipe=recipe, steps=13)
+
+    params, carry = state.params, None
+    rows, targets = (a[:200].reshape(4, 50) for a in stream)
+    for step in range(13):
+        at = slice(step % 10 * 5, step % 10 * 5 + 5)
+        if step % 10 == 0:
+            carry = WORDS.start(params, (4,))
+
+        def loss(params, carry, at=at):
+            ys, carry = WORDS.apply(params, jnp.asarray(rows[:, at].T), state=carry, return_state=True)
+            return losses.cross_entropy(ys, jnp.asarray(targets[:, at].T)), carry
+
+        (value, carry), gradient = jax.value_and_grad(loss, has_aux=True)(params, carry)
+        np.testing.assert_allclose(values[step], value, rtol=1e-5)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    for got, wanted in zip(jax.tree.leaves((after.params, after.carry)), jax.tree.leaves((params, carry)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_stream_is_evaluated_from_its_beginning_with_the_state_carried():
+    stream, params = mgu.Stream(tokens()[:-1], tokens()[1:]), WORDS.init(KEY)
+    (score,) = mgu.evaluate(WORDS, params, stream, (losses.cross_entropy,), batch_size=1, window=25)
+    whole = losses.cross_entropy(
+        WORDS.apply(params, jnp.asarray(stream.xs[:200, None])), jnp.asarray(stream.targets[:200, None])
+    )
+    np.testing.assert_allclose(score, whole, rtol=1e-5)
+
+
+def test_a_stream_resumes_to_the_same_bits():
+    stream, recipe = mgu.Stream(tokens()[:-1], tokens()[1:]), mgu.Recipe(WORDS, batch_size=4, window=5)
+    states = []
+    whole, _ = mgu.fit(recipe, stream, steps=24, key=KEY, chunk_steps=8, on_chunk=lambda s, *_: states.append(s))
+    resumed, _ = mgu.fit(recipe, stream, steps=24, key=KEY, chunk_steps=8, state=states[0])
+    assert same(whole, resumed)
+
+
+def test_rates_of_noise_are_traced_and_change_from_step_to_step():
+    data, recipe = samples(), mgu.Recipe(LAST, batch_size=8)
+    plain, noisy, again = (
+        mgu.fit(recipe, data, steps=6, key=KEY, hyper=mgu.Hyper(**rates), chunk_steps=3)[1]
+        for rates in ({}, {"dropout": 0.5, "zoneout": 0.1}, {"dropout": 0.5, "zoneout": 0.1})
+    )
+    np.testing.assert_array_equal(noisy, again)
+    assert not np.any(noisy == plain)
+    still = mgu.Recipe(LAST, optimizer=lambda hyper: optax.sgd(0.0), batch_size=24)
+    _, values = mgu.fit(still, data, steps=4, key=KEY, hyper=mgu.Hyper(dropout=0.5))
+    assert len(set(values.tolist())) == 4
+
+    def values_of(rate):
+        return train.chunk(train.start(recipe, KEY), mgu.Hyper(dropout=rate), data, recipe=recipe, steps=2)[1]
+
+    traced = jax.vmap(values_of)(jnp.array([0.0, 0.5]))
+    np.testing.assert_allclose(traced[0], plain[:2], rtol=1e-6)
+
+
+# What is measured, and what follows
+
+
+def test_the_best_parameters_are_kept_and_patience_ends_the_run():
+    """A learning rate that is far too large makes the score worse and worse after the first chunk."""
+    data = samples()
+    recipe, seen = mgu.Recipe(LAST, optimizer="sgd", batch_size=8), []
+
+    def on_chunk(state, values, scores):
+        seen.append((int(state.step), scores["cross_entropy"], state.params))
+
+    validation = mgu.Validation(data, (losses.cross_entropy, losses.accuracy), higher_is_better=False, patience=3)
+    state, values = mgu.fit(
+        recipe, data, steps=200, key=KEY, hyper=mgu.Hyper(50.0), chunk_steps=2, validation=validation, on_chunk=on_chunk
+    )
+    step, score, params = min(seen, key=lambda row: row[1])
+    assert int(state.best.step) == step
+    np.testing.assert_allclose(state.best.score, score, rtol=1e-6)
+    assert same(state.best.params, params)
+    assert len(values) == int(state.step) == step + 3 * 2 < 200
+    assert int(state.best.waited) == 3
+    further, values = mgu.fit(recipe, data, steps=200, key=KEY, chunk_steps=2, state=state, validation=validation)
+    assert int(further.step) == int(state.step)
+    assert len(values) == 0
+
+
+def test_validation_now_and_then():
+    data, names = samples(), []
+    validation = mgu.Validation(data, (losses.accuracy,), every=3)
+    mgu.fit(
+        mgu.Recipe(LAST, batch_size=8), data, steps=16, key=KEY, chunk_steps=2, validation=validation,
+        on_chunk=lambda state, values, scores: names.append((int(state.step), sorted(scores))),
+    )  # fmt: skip
+    assert [step for step, scores in names if scores == ["accuracy"]] == [6, 12, 16]
+
+
+def test_validation_resumes_to_the_same_bits():
+    data, states = samples(), []
+    options = {"steps": 20, "key": KEY, "chunk_steps": 4, "validation": mgu.Validation(data, (losses.accuracy,))}
+    recipe = mgu.Recipe(LAST, batch_size=8)
+    whole, _ = mgu.fit(recipe, data, **options, on_chunk=lambda s, *_: states.append(s))
+    resumed, _ = mgu.fit(recipe, data, **options, state=states[1])
+    assert same(whole, resumed)
+
+
+# What cannot be
+
+
+def stream(steps=50, **changes):
+    return mgu.Stream(np.zeros(steps, np.int32), np.zeros(steps, np.int32))._replace(**changes)
+
+
+def lengths(values):
+    return samples()._replace(lengths=np.asarray(values))
+
+
+RANGE = "data.targets must lie in [0, 2), as the model's outputs; "
+WRONG = [
+    (ValueError, {}, samples()._replace(targets=np.full(24, 2)), RANGE + "got 2."),
+    (ValueError, {}, samples()._replace(targets=np.full(24, -1)), RANGE + "got -1."),
+    (ValueError, {}, lengths([9] * 24), "data.lengths must lie in [0, 6] (xs has 6 steps); got 9."),
+    (TypeError, {}, lengths([1.0] * 24), "data.lengths must be an array of whole numbers; got float64 [24]."),
+    (ValueError, {}, lengths([1] * 5), "data.lengths must have shape [24] (the batch of xs); got [5]."),
+    (TypeError, {"window": 5}, samples(), "data must be a Stream(xs, targets) where window is given; got a Data."),
+    (TypeError, {}, stream(), "data must be a Data(xs, targets); got a Stream."),
+    (ValueError, {"window": 30}, stream(), "data must have at least 240 steps, 8 rows of 30; got 50."),
+    (ValueError, {"window": 2}, stream(targets=np.zeros(9, int)),
+     "data.targets must have 50 steps, as data.xs; got shape [9]."),
+    (ValueError, {}, lambda step: samples(7), "data must have at least as many samples as a batch, 8; got 7."),
+    (ValueError, {}, lambda step: samples(9), "data must give 8 samples, a batch, for step 0; got 9."),
+    (TypeError, {}, lambda step: None, "data must be a Data(xs, targets); got None."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options", "data", "text"), WRONG, ids=[text[:60] for *_, text in WRONG])
+def test_what_cannot_be_is_one_sentence(kind, options, data, text):
+    model = WORDS if isinstance(data, mgu.Stream) else LAST
+    with pytest.raises(kind) as caught:
+        mgu.fit(mgu.Recipe(model, batch_size=8, **options), data, steps=2, key=KEY)
+    assert str(caught.value) == text
+
+
+def test_validation_says_what_it_cannot_do():
+    for changes, text in (
+        ({"metrics": ()}, "metrics must be functions, at least one; got ()."),
+        ({"metrics": ("accuracy",)}, "metrics must be functions, at least one; got ('accuracy',)."),
+    ):
+        with pytest.raises(TypeError) as caught:
+            mgu.Validation(samples(), **({"metrics": (losses.accuracy,)} | changes))
+        assert str(caught.value) == text
+    with pytest.raises(ValueError, match="patience must be a whole number of at least 1; got 0"):
+        mgu.Validation(samples(), (losses.accuracy,), patience=0)

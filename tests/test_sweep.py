@@ -1,0 +1,236 @@
+"""A sweep is the run of ``fit``, many times over, in one program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mgu_jax as mgu
+from mgu_jax import losses, train
+from mgu_jax.gradients import relative_error
+from mgu_jax.settings import settings
+from mgu_jax.sweep import rows as rows_of
+
+KEYS = jax.random.split(jax.random.key(11), 2)
+MODEL = mgu.model(3, (5,), 2, readout="last")
+RECIPE = mgu.Recipe(MODEL, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax raises floats to integer counts, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def samples(count=24):
+    xs = np.random.default_rng(0).standard_normal((count, 6, 3)).astype(np.float32)
+    return mgu.Data(xs, (xs.sum((1, 2)) > 0).astype(np.int32))
+
+
+GRID = mgu.grid(learning_rate=(1e-3, 3e-2), forget_bias=(-1.0, 1.0))
+VALIDATION = mgu.Validation(samples(), (losses.cross_entropy,), higher_is_better=False)
+
+
+def run(**options):
+    return mgu.sweep(RECIPE, samples(), **({"hyper": GRID, "keys": KEYS, "steps": 12, "chunk_steps": 5} | options))
+
+
+def same(a, b):
+    def plain(tree):
+        leaves = jax.tree.leaves(tree)
+        return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+
+    return all(np.array_equal(x, y) for x, y in zip(plain(a), plain(b), strict=True))
+
+
+def test_settings_on_a_grid_and_at_random():
+    np.testing.assert_allclose(GRID.learning_rate, [1e-3, 1e-3, 3e-2, 3e-2])
+    np.testing.assert_allclose(GRID.forget_bias, [-1, 1, -1, 1])
+    assert GRID.weight_decay == 0.0
+    drawn = mgu.draw(KEYS[0], 1000, learning_rate=mgu.log_uniform(1e-4, 1e-1), forget_bias=mgu.uniform(-2, 2))
+    rates = np.asarray(drawn.learning_rate)
+    assert rates.shape == (1000,)
+    assert rates.min() >= 1e-4
+    assert rates.max() <= 1e-1
+    assert abs(np.log10(rates).mean() + 2.5) < 0.1  # as likely in every decade
+    assert abs(np.asarray(drawn.forget_bias).mean()) < 0.15
+    assert abs(np.corrcoef(np.log(rates), drawn.forget_bias)[0, 1]) < 0.1
+    again = mgu.draw(KEYS[0], 1000, learning_rate=mgu.log_uniform(1e-4, 1e-1), forget_bias=mgu.uniform(-2, 2))
+    np.testing.assert_array_equal(again.learning_rate, rates)
+
+
+def test_every_member_is_the_run_alone():
+    """Order of samples, initial values, validation and all; float32 sums may be taken in another order under vmap."""
+    state, values = run(validation=VALIDATION)
+    assert values.shape == (8, 12)
+    each = settings(GRID)[0]
+    for i in range(8):
+        n, s = divmod(i, 2)
+        hyper = jax.tree.map(lambda a, n=n: a[n], each)
+        alone, alone_values = mgu.fit(
+            RECIPE, samples(), steps=12, key=KEYS[s], hyper=hyper, chunk_steps=5, validation=VALIDATION
+        )
+        np.testing.assert_allclose(values[i], alone_values, rtol=2e-5)
+        mine = jax.tree.map(lambda a, i=i: a[i], state.members)
+        np.testing.assert_allclose(mine.best.score, alone.best.score, rtol=2e-5)
+        assert int(mine.best.step) == int(alone.best.step)
+        for got, wanted in zip(jax.tree.leaves(mine.params), jax.tree.leaves(alone.params), strict=True):
+            assert relative_error(got, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"at_once": 3}, {"devices": 2}], ids=["in parts", "on two devices"])
+def test_where_and_how_many_at_once_changes_nothing(options):
+    right, values = run()
+    state, others = run(**options)
+    np.testing.assert_allclose(others, values, rtol=2e-5)
+    for got, wanted in zip(jax.tree.leaves(state.members.params), jax.tree.leaves(right.members.params), strict=True):
+        assert relative_error(got, wanted) < 1e-4
+    if "devices" in options:
+        assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(state.members.params))
+
+
+def test_a_member_that_is_not_finite_is_frozen_and_its_neighbours_do_not_notice():
+    def with_rate(rate):
+        return run(hyper=mgu.Hyper(learning_rate=jnp.array([1e-2, rate, 3e-2])), steps=15, validation=VALIDATION)
+
+    (healthy, values), (broken, others) = with_rate(1e-2), with_rate(1e38)
+    at = np.asarray(broken.stopped)
+    assert at.tolist()[:2] + at.tolist()[4:] == [-1] * 4
+    assert all(0 <= step < 15 for step in at[2:4])
+    for i in (0, 1, 4, 5):
+        assert same(*(jax.tree.map(lambda a, i=i: a[i], state.members) for state in (healthy, broken)))
+        np.testing.assert_array_equal(values[i], others[i])
+    for i in (2, 3):
+        assert np.isnan(others[i, at[i] :]).all()
+        assert np.isfinite(others[i, : at[i]]).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(broken.members.params))
+    rows = rows_of(broken, mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38, 3e-2])), 2)
+    assert [row["frozen_at"] for row in rows] == [None, None, int(at[2]), int(at[3]), None, None]
+    assert (rows[5]["setting"], rows[5]["seed"]) == (2, 1)
+
+
+def test_a_neighbour_that_is_not_there_changes_nothing_either():
+    """The sweep without the broken member at all."""
+    with_it, without = jnp.array([1e-2, 1e38, 3e-2]), jnp.array([1e-2, 3e-2])
+    two, three = (run(hyper=mgu.Hyper(learning_rate=rates))[0] for rates in (without, with_it))
+    for i, j in ((0, 0), (1, 1), (2, 4), (3, 5)):
+        assert same(jax.tree.map(lambda a: a[i], two.members), jax.tree.map(lambda a: a[j], three.members))  # noqa: B023
+
+
+def test_resumes_to_the_same_bits():
+    states = []
+    whole, values = run(validation=VALIDATION, on_chunk=lambda state, *_: states.append(state))
+    resumed, rest = run(validation=VALIDATION, state=states[0])
+    assert same(whole, resumed)
+    np.testing.assert_array_equal(values[:, 5:], rest)
+
+
+def test_one_trace_a_configuration():
+    traces = []
+
+    def loss(ys, targets):
+        traces.append(1)
+        return losses.cross_entropy(ys, targets)
+
+    recipe = mgu.Recipe(MODEL, loss, batch_size=8)
+    for rate in (1e-3, 1e-2):
+        mgu.sweep(recipe, samples(), hyper=GRID._replace(learning_rate=rate), keys=KEYS, steps=10, chunk_steps=5)
+    assert len(traces) == 1
+
+
+def test_the_best_member_comes_out_as_an_ordinary_pytree():
+    state, _ = run(validation=VALIDATION)
+    best = mgu.best_member(state, GRID, 2, higher_is_better=False)
+    rows = rows_of(state, GRID, 2)
+    assert best.score == min(row["score"] for row in rows)
+    row = rows[best.setting * 2 + best.seed]
+    assert row["score"] == best.score
+    assert row["learning_rate"] == float(best.hyper.learning_rate) == float(GRID.learning_rate[best.setting])
+    (score,) = mgu.evaluate(MODEL, best.params, samples(), (losses.cross_entropy,))
+    np.testing.assert_allclose(score, best.score, rtol=1e-5)
+
+
+def test_halving_leaves_the_better_half_each_time_and_they_are_as_in_the_whole_sweep():
+    whole, _ = run(validation=VALIDATION)
+    early, _ = run(validation=VALIDATION, steps=5)
+    means = np.asarray(early.members.best.score).reshape(4, 2).mean(1)
+    state, hyper, left = mgu.halving(
+        RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5, 12), validation=VALIDATION, chunk_steps=5
+    )
+    assert sorted(left.tolist()) == sorted(np.argsort(means)[:2].tolist())
+    np.testing.assert_allclose(hyper.learning_rate, np.asarray(GRID.learning_rate)[left])
+    for place, n in enumerate(left):
+        for s in range(2):
+            got, wanted = (
+                jax.tree.map(lambda a, i=i: a[i], tree.members.params)
+                for tree, i in ((state, place * 2 + s), (whole, n * 2 + s))
+            )
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+                assert relative_error(a, b) < 1e-4
+
+
+def test_streams_and_noise_are_swept_too():
+    tokens = np.random.default_rng(0).integers(0, 7, 101).astype(np.int32)
+    stream, model = mgu.Stream(tokens[:-1], tokens[1:]), mgu.model(7, (6,), 7, embedding_size=4)
+    recipe = mgu.Recipe(model, batch_size=2, window=5)
+    hyper = mgu.Hyper(dropout=jnp.array([0.0, 0.5]))
+    state, values = mgu.sweep(
+        recipe, stream, hyper=hyper, keys=KEYS[:1], steps=6, chunk_steps=3,
+        validation=mgu.Validation(stream, (losses.cross_entropy,), higher_is_better=False),
+    )  # fmt: skip
+    alone, alone_values = mgu.fit(recipe, stream, steps=6, key=KEYS[0], chunk_steps=3)
+    np.testing.assert_allclose(values[0], alone_values, rtol=2e-5)
+    assert not np.allclose(values[0], values[1])
+    (score,) = mgu.evaluate(model, alone.params, stream, (losses.cross_entropy,), batch_size=2, window=5)
+    assert float(state.members.best.score[0]) <= score * (1 + 1e-5)
+
+
+WRONG = [
+    (ValueError, {"hyper": GRID._replace(weight_decay=jnp.ones(3))},
+     "hyper.weight_decay must be a number or have shape [4], as the longest axis; got [3]."),
+    (ValueError, {"hyper": mgu.Hyper(learning_rate=jnp.ones((2, 2)))},
+     "hyper.learning_rate must be a number or have shape [2], as the longest axis; got [2, 2]."),
+    (TypeError, {"keys": KEYS[0]}, "keys must be PRNG keys [S], as jax.random.split makes them; got key<fry> []."),
+    (TypeError, {"keys": 3}, "keys must be PRNG keys [S], as jax.random.split makes them; got 3."),
+    (ValueError, {"devices": 64}, "devices must be at most the 2 that there are; got 64."),
+    (ValueError, {"devices": 2, "hyper": mgu.Hyper(), "keys": KEYS[:1]}, "devices must divide the 1 members; got 2."),
+    (ValueError, {"state": 3}, "state must be a Sweep of 8 members, 4 settings with 2 seeds; it is not."),
+    (ValueError, {"at_once": 0}, "at_once must be a whole number of at least 1; got 0."),
+    (TypeError, {"hyper": 1e-3}, "hyper must be a Hyper; got 0.001."),
+    (ValueError, {"validation": mgu.Validation(samples(), (losses.accuracy,), patience=2)},
+     "validation.patience must be None in a sweep; got 2."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options", "text"), WRONG, ids=[text[:50] for *_, text in WRONG])
+def test_what_cannot_be_is_one_sentence(kind, options, text):
+    with pytest.raises(kind) as caught:
+        run(**options)
+    assert str(caught.value) == text
+
+
+def test_axes_and_rungs_that_cannot_be():
+    for call, text in (
+        (lambda: mgu.grid(), "axes must be named, such as learning_rate=(1e-3, 1e-2); got none."),
+        (lambda: mgu.grid(learning_rate=()), "learning_rate must be a row of numbers, at least one; got a tuple."),
+        (lambda: mgu.grid(rate=(1,)),
+         f"an axis of the sweep must be one of {', '.join(map(repr, mgu.Hyper._fields))}; got 'rate'."),
+        (lambda: mgu.log_uniform(0, 1), "low and high must be numbers with 0 < low < high; got 0 and 1."),
+        (lambda: mgu.halving(RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5, 5), validation=VALIDATION),
+         "rungs must be steps that rise, at least one; got (5, 5)."),
+        (lambda: mgu.halving(RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5,), validation=VALIDATION, keep=1.0),
+         "keep must be a share between 0 and 1; got 1.0."),
+        (lambda: mgu.best_member(run(steps=1)[0], GRID, 2),
+         "state must be that of a sweep with a validation, which gives the scores; it has none."),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
+            call()
+        assert str(caught.value) == text
+
+
+def test_a_member_starts_as_a_run_does():
+    state, _ = run(steps=1, hyper=mgu.Hyper(learning_rate=0.0), chunk_steps=1)
+    for s in range(2):
+        params = train.start(RECIPE, KEYS[s]).params
+        assert same(jax.tree.map(lambda a, s=s: a[s], state.members.params), params)
