@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         run.rewind(int(state.step) if state else 0)
 
         def on_chunk(state: Sweep, losses: np.ndarray, scores: np.ndarray | None) -> str:
-            for i, row in enumerate(rows(state, hyper, config.seeds)):
+            for i, row in enumerate(rows(state, hyper)):
                 seen = {} if scores is None else {"accuracy": scores[i]}
                 run.log(int(state.step), "test", setting=row["setting"], seed=row["seed"], loss=losses[i, -1], **seen)
             checkpoints.save(int(state.step), state)
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
             **options,
         )
 
-    members, best = rows(state, hyper, config.seeds), mgu.best_member(state, hyper, config.seeds)
+    members, best = rows(state, hyper), mgu.best_member(state, hyper, validation)
     times = _times(state, hyper, digits.train, recipe, config)
     surface = np.array([row["score"] for row in members]).reshape(
         -1, len(BIASES[:2] if config.quick else BIASES), config.seeds

@@ -16,6 +16,7 @@ from mgu_jax.family import (
 from mgu_jax.feed import Data, Stream
 from mgu_jax.fit import NotFinite, Validation, fit
 from mgu_jax.gradients import Comparison, GradientReport, check_gradients
+from mgu_jax.halving import halving
 from mgu_jax.initial import chrono, init
 from mgu_jax.model import Model, detach, model
 from mgu_jax.optimizers import Hyper
@@ -23,7 +24,7 @@ from mgu_jax.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.sequence import scan
 from mgu_jax.settings import draw, grid, log_uniform, uniform
 from mgu_jax.stack import ModelParams, State
-from mgu_jax.sweep import Member, Sweep, best_member, halving, sweep
+from mgu_jax.sweep import Member, Sweep, best_member, sweep
 from mgu_jax.train import Best, Recipe, TrainState, evaluate
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ from jax import Array
 
 from mgu_jax import checks, feed
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.losses import Loss, cross_entropy
+from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluate, start
@@ -36,6 +36,9 @@ class Validation:
         every: chunks between two validations.
         patience: stop when so many validations in a row were no better than the best; never if ``None``.
         batch_size: samples at once; the recipe's for a stream.
+
+    Raises:
+        TypeError, ValueError: a value of another kind, or a loss of which more would be better.
     """
 
     data: Any
@@ -49,8 +52,11 @@ class Validation:
         checks.check_size("every", self.every)
         if self.patience is not None:
             checks.check_size("patience", self.patience)
-        if not self.metrics or not all(map(callable, self.metrics)):
-            raise TypeError(f"metrics must be functions, at least one; got {self.metrics!r}.")
+        if not isinstance(self.metrics, tuple) or not self.metrics or not all(map(callable, self.metrics)):
+            raise TypeError(f"metrics must be a tuple of functions, at least one; got {self.metrics!r}.")
+        if self.higher_is_better and self.metrics[0] in (cross_entropy, squared_error):
+            name = self.metrics[0].__name__
+            raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
 
 
 @jax.jit
@@ -70,6 +76,21 @@ def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any) 
         feed.check_data(data, recipe.batch_size)
     checks.check_size("steps", steps)
     checks.check_size("chunk_steps", chunk_steps)
+
+
+def check_validation(recipe: Recipe, validation: Any) -> None:
+    """Its data, as those of the training are checked; before the first step."""
+    if validation is None:
+        return
+    if not isinstance(validation, Validation):
+        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+    try:
+        if recipe.window is None:
+            feed.check_data(validation.data, 1)
+        else:
+            feed.check_stream(validation.data, recipe.batch_size, recipe.window)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation.{error}") from None
 
 
 def check_outputs(recipe: Recipe, params: Any, data: Any) -> None:
@@ -117,6 +138,12 @@ def fit(
         TypeError, ValueError: arguments of another kind, unusable data, or fewer samples than a batch.
     """
     check_fit(recipe, data, hyper, steps, chunk_steps)
+    check_validation(recipe, validation)
+    for name, value in hyper._asdict().items():
+        if value is not None and not checks.is_number(value):
+            raise ValueError(
+                f"hyper.{name} must be one number (mgu_jax.sweep takes several); got {checks.describe(value)}."
+            )
     if state is not None and not isinstance(state, TrainState):
         raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
     reached: TrainState = start(recipe, key, hyper) if state is None else state

@@ -17,12 +17,22 @@ Sampler = Callable[[Array, int], Array]  # (key, count) -> [count]
 
 
 def uniform(low: float, high: float) -> Sampler:
-    """Numbers between low and high."""
+    """Numbers between low and high.
+
+    Raises:
+        ValueError: low is not below high.
+    """
+    if not low < high:
+        raise ValueError(f"low must be below high; got {low} and {high}.")
     return lambda key, count: jax.random.uniform(key, (count,), minval=low, maxval=high)
 
 
 def log_uniform(low: float, high: float) -> Sampler:
-    """Numbers between low and high, both above 0, as likely in every decade."""
+    """Numbers between low and high, both above 0, as likely in every decade.
+
+    Raises:
+        ValueError: low is not above 0 or not below high.
+    """
     if not 0 < low < high:
         raise ValueError(f"low and high must be numbers with 0 < low < high; got {low} and {high}.")
     return lambda key, count: jnp.exp(uniform(math.log(low), math.log(high))(key, count))
@@ -58,6 +68,11 @@ def draw(key: Array, count: int, **axes: Sampler) -> Hyper:
     checks.check_key("key", key)
     checks.check_size("count", count)
     _check_axes(axes)
+    for name, sampler in axes.items():
+        if not callable(sampler):
+            raise TypeError(
+                f"{name} must be a sampler, such as mgu_jax.uniform(low, high); got {checks.describe(sampler)}."
+            )
     keys = jax.random.split(key, len(axes))
     return Hyper()._replace(**{name: axes[name](k, count) for name, k in zip(axes, keys, strict=True)})
 

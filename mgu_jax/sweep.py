@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mgu_jax import checks, feed
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.fit import Validation, all_finite, check_fit, check_outputs
+from mgu_jax.fit import Validation, all_finite, check_fit, check_outputs, check_validation
 from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.settings import settings
@@ -157,6 +157,7 @@ def sweep(
         TypeError, ValueError: as ``fit`` does; entries of different lengths; more devices than there are.
     """
     check_fit(recipe, data, hyper, steps, chunk_steps)
+    check_validation(recipe, validation)
     if validation is not None and validation.patience is not None:
         raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
     if (
@@ -219,9 +220,22 @@ def _mesh(devices: int, members: int) -> Mesh | None:
     return jax.make_mesh((devices,), ("members",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def rows(state: Sweep, hyper: Hyper, seeds: int) -> list[dict[str, Any]]:
+def _seeds(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:
+    """The settings, and how many seeds each has.
+
+    Raises:
+        ValueError: settings that cannot be those of the sweep.
+    """
+    hyper, count = settings(hyper)
+    total = len(state.stopped)
+    if total % count:
+        raise ValueError(f"hyper must hold the settings of the sweep, whose {total} members they divide; got {count}.")
+    return hyper, total // count
+
+
+def rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
     """The members as JSON has them: setting, seed, the numbers of the setting, best score, where it was frozen."""
-    hyper, _ = settings(hyper)
+    hyper, seeds = _seeds(state, hyper)
     best, stopped, out = state.members.best, np.asarray(state.stopped), []
     score, step = (None, None) if best is None else (np.asarray(best.score), np.asarray(best.step))
     named = {name: np.asarray(value) for name, value in hyper._asdict().items() if value is not None}
@@ -234,66 +248,19 @@ def rows(state: Sweep, hyper: Hyper, seeds: int) -> list[dict[str, Any]]:
     return out
 
 
-def best_member(state: Sweep, hyper: Hyper, seeds: int, higher_is_better: bool = True) -> Member:
-    """The member with the best score, and its best parameters as an ordinary pytree.
+def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
+    """The member with the best score, and its best parameters as a pytree; hyper and validation are the sweep's.
 
     Raises:
-        ValueError: the sweep was not validated.
+        ValueError: the sweep was not validated, no member has a score, or settings that cannot be the sweep's.
     """
     best = state.members.best
     if best is None:
         raise ValueError("state must be that of a sweep with a validation, which gives the scores; it has none.")
-    hyper, score = settings(hyper)[0], np.asarray(best.score)
-    i = int(np.argmax(score) if higher_is_better else np.argmin(score))
+    (hyper, seeds), score = _seeds(state, hyper), np.asarray(best.score)
+    if not np.isfinite(score).any():
+        raise ValueError("state must hold a member with a score; all were frozen before their first validation.")
+    i = int(np.argmax(np.where(np.isfinite(score), score if validation.higher_is_better else -score, -np.inf)))
     n, s = divmod(i, seeds)
-    return Member(
-        n,
-        s,
-        jax.tree.map(lambda a: a[n], hyper),
-        float(score[i]),
-        jax.tree.map(lambda a: a[i], jax.device_get(best.params)),
-    )
-
-
-def halving(
-    recipe: Recipe,
-    data: Any,
-    *,
-    hyper: Hyper,
-    keys: Array,
-    rungs: tuple[int, ...],
-    validation: Validation,
-    keep: float = 0.5,
-    **options: Any,
-) -> tuple[Sweep, Hyper, np.ndarray]:
-    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): after each rung the better settings go on.
-
-    Args:
-        recipe, data, hyper, keys, validation, options: as ``sweep`` takes them.
-        rungs: the steps after which settings are dropped, and at last the step at which the rest ends.
-        keep: the share of the settings that goes on, rounded up; what counts is the mean of a setting's best scores.
-
-    Returns:
-        The state of those that reached the end, their settings, and their numbers in ``hyper``.
-    """
-    if not rungs or list(rungs) != sorted(set(rungs)):
-        raise ValueError(f"rungs must be steps that rise, at least one; got {rungs!r}.")
-    if not 0 < keep < 1:
-        raise ValueError(f"keep must be a share between 0 and 1; got {keep!r}.")
-    (hyper, count), seeds, state = settings(hyper), len(keys), None
-    left = np.arange(count)
-    for i, steps in enumerate(rungs):
-        state, _ = sweep(
-            recipe, data, hyper=hyper, keys=keys, steps=steps, state=state, validation=validation, **options
-        )
-        if i + 1 < len(rungs):
-            score = np.asarray(state.members.best.score).reshape(-1, seeds).mean(1)
-            order = np.argsort(-score if validation.higher_is_better else score, kind="stable")
-            chosen = np.sort(order[: math.ceil(keep * len(left))])
-            at = (chosen[:, None] * seeds + np.arange(seeds)).reshape(-1)
-            left, hyper = left[chosen], jax.tree.map(lambda a, c=chosen: a[c], hyper)
-            # Taken on one device: the rest need not divide as the whole did.
-            there = jax.device_put((state.members, state.stopped), jax.devices()[0])
-            state = Sweep(state.step, *jax.tree.map(lambda a, at=at: a[at], there))
-    assert state is not None
-    return state, hyper, left
+    params = jax.tree.map(lambda a: a[i], jax.device_get(best.params))
+    return Member(n, s, jax.tree.map(lambda a: a[n], hyper), float(score[i]), params)

@@ -262,11 +262,35 @@ def test_what_cannot_be_is_one_sentence(kind, options, data, text):
 
 def test_validation_says_what_it_cannot_do():
     for changes, text in (
-        ({"metrics": ()}, "metrics must be functions, at least one; got ()."),
-        ({"metrics": ("accuracy",)}, "metrics must be functions, at least one; got ('accuracy',)."),
+        ({"metrics": ()}, "metrics must be a tuple of functions, at least one; got ()."),
+        ({"metrics": ("accuracy",)}, "metrics must be a tuple of functions, at least one; got ('accuracy',)."),
     ):
         with pytest.raises(TypeError) as caught:
             mgu.Validation(samples(), **({"metrics": (losses.accuracy,)} | changes))
         assert str(caught.value) == text
     with pytest.raises(ValueError, match="patience must be a whole number of at least 1; got 0"):
         mgu.Validation(samples(), (losses.accuracy,), patience=0)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
+        mgu.Validation(samples(), (losses.cross_entropy,))
+    assert (
+        str(caught.value) == "higher_is_better must be False where the first metric is cross_entropy, a loss; got True."
+    )
+
+
+ASKED = [
+    (TypeError, {"validation": samples()}, "validation must be a Validation; got a Data."),
+    (TypeError, {"validation": mgu.Validation(None, (losses.accuracy,))},
+     "validation.data must be a Data(xs, targets); got None."),
+    (ValueError, {"hyper": mgu.Hyper(learning_rate=jnp.ones(3))},
+     "hyper.learning_rate must be one number (mgu_jax.sweep takes several); got float32 [3]."),
+    (ValueError, {"hyper": mgu.Hyper(clip_norm="a")},
+     "hyper.clip_norm must be one number (mgu_jax.sweep takes several); got 'a'."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options", "text"), ASKED, ids=[text[:40] for *_, text in ASKED])
+def test_options_of_fit_that_cannot_be(kind, options, text):
+    """Said before the first step."""
+    with pytest.raises(kind) as caught:
+        mgu.fit(mgu.Recipe(LAST, batch_size=8), samples(), steps=2, key=KEY, **options)
+    assert str(caught.value) == text

@@ -41,6 +41,7 @@ CORRIDOR = [
     "progress",
     "fit",
     "sweep",
+    "halving",
     "checkpoint",
     "__init__",
 ]

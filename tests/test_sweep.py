@@ -105,7 +105,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_its_neighbours_do_not_notice(
         assert np.isnan(others[i, at[i] :]).all()
         assert np.isfinite(others[i, : at[i]]).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(broken.members.params))
-    rows = rows_of(broken, mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38, 3e-2])), 2)
+    rows = rows_of(broken, mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38, 3e-2])))
     assert [row["frozen_at"] for row in rows] == [None, None, int(at[2]), int(at[3]), None, None]
     assert (rows[5]["setting"], rows[5]["seed"]) == (2, 1)
 
@@ -141,8 +141,8 @@ def test_one_trace_a_configuration():
 
 def test_the_best_member_comes_out_as_an_ordinary_pytree():
     state, _ = run(validation=VALIDATION)
-    best = mgu.best_member(state, GRID, 2, higher_is_better=False)
-    rows = rows_of(state, GRID, 2)
+    best = mgu.best_member(state, GRID, VALIDATION)
+    rows = rows_of(state, GRID)
     assert best.score == min(row["score"] for row in rows)
     row = rows[best.setting * 2 + best.seed]
     assert row["score"] == best.score
@@ -216,17 +216,35 @@ def test_axes_and_rungs_that_cannot_be():
         (lambda: mgu.grid(learning_rate=()), "learning_rate must be a row of numbers, at least one; got a tuple."),
         (lambda: mgu.grid(rate=(1,)),
          f"an axis of the sweep must be one of {', '.join(map(repr, mgu.Hyper._fields))}; got 'rate'."),
+        (lambda: mgu.uniform(1, 0), "low must be below high; got 1 and 0."),
+        (lambda: mgu.best_member(run(steps=1, validation=VALIDATION)[0], mgu.Hyper(jnp.ones(3)), VALIDATION),
+         "hyper must hold the settings of the sweep, whose 8 members they divide; got 3."),
         (lambda: mgu.log_uniform(0, 1), "low and high must be numbers with 0 < low < high; got 0 and 1."),
         (lambda: mgu.halving(RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5, 5), validation=VALIDATION),
          "rungs must be steps that rise, at least one; got (5, 5)."),
         (lambda: mgu.halving(RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5,), validation=VALIDATION, keep=1.0),
          "keep must be a share between 0 and 1; got 1.0."),
-        (lambda: mgu.best_member(run(steps=1)[0], GRID, 2),
+        (lambda: mgu.best_member(run(steps=1)[0], GRID, VALIDATION),
          "state must be that of a sweep with a validation, which gives the scores; it has none."),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
             call()
         assert str(caught.value) == text
+
+
+def test_a_sampler_is_asked_for():
+    with pytest.raises(TypeError) as caught:
+        mgu.draw(KEYS[0], 8, learning_rate=1e-3)
+    assert str(caught.value) == "learning_rate must be a sampler, such as mgu_jax.uniform(low, high); got 0.001."
+
+
+def test_a_frozen_member_is_never_the_best():
+    hyper = mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38]))
+    state, _ = run(hyper=hyper, validation=VALIDATION)
+    assert mgu.best_member(state, hyper, VALIDATION).setting == 0
+    none, _ = run(hyper=mgu.Hyper(learning_rate=1e38), validation=VALIDATION)
+    with pytest.raises(ValueError, match="all were frozen before their first validation"):
+        mgu.best_member(none, mgu.Hyper(), VALIDATION)
 
 
 def test_a_member_starts_as_a_run_does():
