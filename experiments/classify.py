@@ -11,8 +11,8 @@ from experiments import plots
 from experiments.data import DataSet
 from experiments.run import BadRequest, Common, Run
 from mgu_jax.checkpoint import Checkpoints
+from mgu_jax.fit import begin
 from mgu_jax.losses import accuracy, cross_entropy
-from mgu_jax.train import start
 
 
 def classify(
@@ -34,11 +34,11 @@ def classify(
     input_size, classes = data.train.xs.shape[2], int(data.train.targets.max()) + 1
     model = mgu.model(input_size, (hidden_size,), classes, readout="last")
     recipe = mgu.Recipe(model, schedule="cosine", total_steps=steps, batch_size=batch_size)
-    key = jax.random.key(config.seed)
+    key, validation = jax.random.key(config.seed), mgu.Validation(data.test, (accuracy, cross_entropy))
     began = time.perf_counter()
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
-        state = start(recipe, key, hyper)
+        state = begin(recipe, key, hyper, validation)
         if config.resume and (saved := checkpoints.restore(state)) is not None:
             state = saved
         run.rewind(int(state.step))
@@ -61,7 +61,7 @@ def classify(
             hyper=hyper,
             state=state,
             chunk_steps=sizes["chunk_steps"],
-            validation=mgu.Validation(data.test, (accuracy, cross_entropy)),
+            validation=validation,
             on_chunk=on_chunk,
             progress=True,
         )

@@ -187,6 +187,12 @@ def fit(
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
 
+def begin(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), validation: Validation | None = None) -> TrainState:
+    """``start``, with the ``best`` that a run with this validation carries: what its checkpoints are restored like."""
+    state = start(recipe, key, hyper)
+    return state if validation is None else state._replace(best=_unscored(state, validation))
+
+
 def _unscored(state: TrainState, validation: Validation) -> Best:
     worst = -np.inf if validation.higher_is_better else np.inf
     return Best(jnp.float32(worst), state.step, state.params, jnp.int32(0))
