@@ -4,6 +4,9 @@ A ``Layer`` is run(params, xs): the states of all steps for xs as ``xs_of`` give
 of them in the same way, except for PyTorch, which brings its own tape.
 """
 
+# pyright: reportMissingImports=false
+# (nobody has to install every peer to check the types)
+
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
