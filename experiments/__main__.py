@@ -34,11 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     except BadRequest as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        for note in getattr(stop, "__notes__", ()):  # that a checkpoint could not be saved
+            print(f"error: {note}", file=sys.stderr)
         print("stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except (ImportError, NotFinite) as error:  # an extra that is not installed, or training that failed: one sentence
-        print(f"error: {error}", file=sys.stderr)
+    except (ImportError, NotFinite, OSError) as error:  # an extra not installed, training that failed, a full disk
+        for text in (error, *getattr(error, "__notes__", ())):
+            print(f"error: {text}", file=sys.stderr)
         return 1
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import mgu_jax as mgu
 from experiments import plots
 from experiments.data import DataSet
-from experiments.run import BadRequest, Common, Run
+from experiments.run import BadRequest, Common, Run, saved
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.fit import begin
 from mgu_jax.losses import accuracy, cross_entropy
@@ -39,8 +39,8 @@ def classify(
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
         state = begin(recipe, key, hyper, validation)
-        if config.resume and (saved := checkpoints.restore(state)) is not None:
-            state = saved
+        if config.resume:
+            state = saved(checkpoints, state) or state
         run.rewind(int(state.step))
         resumed_from = int(state.step)
         if resumed_from:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 
 import mgu_jax
+from mgu_jax.checkpoint import Checkpoints, Damaged
 from mgu_jax.extras import look_for, require
 
 
@@ -92,6 +93,18 @@ def use_devices(asked: int | None) -> int:
     if (asked or 1) > there:
         raise BadRequest(f"--devices must be at most the {there} that there are; got {asked}.")
     return asked or min(2, there)
+
+
+def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
+    """The state to go on from. Raises BadRequest, with what to do, where the newest checkpoint is damaged."""
+    try:
+        return checkpoints.restore(like)
+    except Damaged as damage:
+        other = "no other there is whole"
+        if damage.whole is not None:
+            bad = checkpoints.folder / str(damage.step)
+            other = f"that of step {damage.whole} is whole, and --resume goes on from it once {bad} is removed"
+        raise BadRequest(f"{damage.what}; {other}.") from damage
 
 
 class Run:

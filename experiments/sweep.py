@@ -11,7 +11,7 @@ import numpy as np
 
 import mgu_jax as mgu
 from experiments import data, plots, timing
-from experiments.run import BadRequest, Common, Run, use_devices
+from experiments.run import BadRequest, Common, Run, saved, use_devices
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.losses import accuracy
 from mgu_jax.sweep import Sweep, begin, chunk_of_members, rows
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     with Checkpoints(run.path("checkpoints")) as checkpoints:
         state: Sweep | None = None
         if config.resume:
-            state = checkpoints.restore(begin(recipe, hyper, keys, validation))
+            state = saved(checkpoints, begin(recipe, hyper, keys, validation))
         run.rewind(int(state.step) if state else 0)
 
         def on_chunk(state: Sweep, losses: np.ndarray, scores: np.ndarray | None) -> str:

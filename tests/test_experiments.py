@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from experiments import data
 from experiments.__main__ import NAMES, main
 from experiments.run import BadRequest
+from mgu_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,24 +104,81 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
     assert f"{tmp_path / 'run'} held a run already; it is now {tmp_path / 'run.2'}." in capsys.readouterr().out
 
 
+def start_and_kill(folder, flags, rows, seconds):
+    """Start a run as a process and kill it without warning, some seconds after so many rows of metrics."""
+    command = [sys.executable, "-m", "experiments", *flags, "--out", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+
+
+SMALL = ["digits", "--steps", "840", "--hidden-size", "16"]
+
+
+def ends_as(folder, whole):
+    assert run(*SMALL, "--out", folder, "--resume") == 0
+    assert lines(folder) == lines(whole)
+    results = [json.loads((place / "result.json").read_text()) for place in (whole, folder)]
+    return results[0]["loss"] == results[1]["loss"]
+
+
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     """Killed without warning between two checkpoints, then resumed: the same metrics, the same result."""
-    flags = ["digits", "--steps", "840", "--hidden-size", "16"]
-    assert run(*flags, "--out", tmp_path / "whole") == 0
-    command = [sys.executable, "-m", "experiments", *flags, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 8):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert run(*SMALL, "--out", tmp_path / "whole") == 0
+    start_and_kill(tmp_path / "killed", SMALL, rows=9, seconds=0)
     assert not (tmp_path / "killed" / "result.json").exists()
-    with metrics.open("a") as file:
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 999, "spl')  # the kill may come in the middle of a line
-    assert run(*flags, "--out", tmp_path / "killed", "--resume") == 0
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")]
-    assert results[0]["loss"] == results[1]["loss"]
+    assert ends_as(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_runs_killed_at_twenty_moments_resume_to_the_same_bits(tmp_path):
+    """From before the first checkpoint to after the last, most of them while one is being written."""
+    assert run(*SMALL, "--out", tmp_path / "whole") == 0
+    rng, resumed = random.Random(0), []
+    for moment in range(20):
+        folder = tmp_path / f"{moment}"
+        start_and_kill(folder, SMALL, rows=max(1, 2 * moment), seconds=rng.uniform(0, 0.1))
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            resumed.append(checkpoints.steps[-1] if checkpoints.steps else 0)
+        assert ends_as(folder, tmp_path / "whole")
+    assert len(set(resumed)) > 10
+
+
+def test_resume_names_a_damaged_checkpoint_and_goes_on_without_it(tmp_path, capsys):
+    """One sentence and status 2; the one before it leads to the same bits."""
+    run("digits", "--quick", "--out", tmp_path / "run")
+    folder, before = tmp_path / "run" / "checkpoints", lines(tmp_path / "run")
+    damaged = max((path for path in (folder / "84").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    capsys.readouterr()
+    assert run("digits", "--quick", "--out", tmp_path / "run", "--resume") == 2
+    assert capsys.readouterr().err == (
+        f"error: the checkpoint of step 84 in {folder} is damaged ({damaged.relative_to(folder / '84')} differs from "
+        f"its checksum); that of step 42 is whole, and --resume goes on from it once {folder / '84'} is removed.\n"
+    )
+    assert lines(tmp_path / "run") == before
+    shutil.rmtree(folder / "84")
+    assert run("digits", "--quick", "--out", tmp_path / "run", "--resume") == 0
+    assert "going on from step 42 of 84." in capsys.readouterr().out
+    assert lines(tmp_path / "run") == before
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mgu_jax.sidecar.write", full)
+    assert run("digits", "--quick", "--out", tmp_path / "run") == 1
+    folder = tmp_path / "run" / "checkpoints"
+    what = f"the checkpoint of step 42 could not be saved in {folder} (No space left on device)"
+    assert capsys.readouterr().err == f"error: {what}; those before it are whole.\n"
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):

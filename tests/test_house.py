@@ -42,6 +42,7 @@ CORRIDOR = [
     "fit",
     "sweep",
     "halving",
+    "sidecar",
     "checkpoint",
     "__init__",
 ]
