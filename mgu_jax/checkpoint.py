@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
@@ -77,7 +78,11 @@ def _reason(error: Exception) -> str:
 
 def _copied(leaf: Any) -> Any:
     """The same where nobody else donates or overwrites it. The copy of a JAX array stays on its devices, unawaited."""
-    return jax.device_put(leaf, leaf.sharding, may_alias=False) if isinstance(leaf, jax.Array) else np.array(leaf)
+    if not isinstance(leaf, jax.Array):
+        return np.array(leaf)
+    if not leaf.is_fully_addressable:  # device_put takes no array of several processes
+        return jnp.copy(leaf)
+    return jax.device_put(leaf, leaf.sharding, may_alias=False)
 
 
 def _abstract(leaf: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from mgu_jax import checks, feed
+from mgu_jax.devices import AXIS, mesh_of, one_copy, put, put_parts
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.optimizers import Hyper
@@ -111,6 +112,7 @@ def fit(
     state: TrainState | None = None,
     chunk_steps: int = 100,
     validation: Validation | None = None,
+    devices: int = 1,
     on_chunk: Callable[[TrainState, np.ndarray, dict[str, float]], str | None] | None = None,
     progress: bool = False,
 ) -> tuple[TrainState, np.ndarray]:
@@ -119,13 +121,15 @@ def fit(
     Args:
         recipe: the static side of the run.
         data: ``Data``, put on the device once; a ``Stream`` if the recipe has a window; or a function of the number of
-            the step that makes the ``Data`` of its batch on the host, while the device works on the chunk before.
+            the step that makes the ``Data`` of its batch on the host, while the device works on the chunk before. Of
+            several processes each has the same data or stream, or a function that makes its own part of the batch.
         steps: the number of the last step, counted from the start of the run, also of one that resumes.
         key: the run's seed; unused where state is given.
         hyper: the traced side of the run.
         state: continue from here, with the same chunk_steps to the same bits; a fresh ``start`` if ``None``.
         chunk_steps: optimiser steps between two returns to the host.
         validation: what to measure; the best parameters stand in the state's ``best`` then.
+        devices: the samples of a batch are split over so many; their number must divide the batch.
         on_chunk: called after every chunk with the state, the chunk's losses, and the scores by name if the chunk was
             validated; logs, saves. A text that it returns stands beside the progress.
         progress: show a bar on a terminal, a plain line a chunk elsewhere (needs the extra ``experiments``).
@@ -135,7 +139,8 @@ def fit(
 
     Raises:
         NotFinite: a loss was nan or infinite, or a parameter after a chunk.
-        TypeError, ValueError: arguments of another kind, unusable data, or fewer samples than a batch.
+        TypeError, ValueError: arguments of another kind, unusable data, fewer samples than a batch, or more devices
+            than there are.
     """
     check_fit(recipe, data, hyper, steps, chunk_steps)
     check_validation(recipe, validation)
@@ -146,13 +151,18 @@ def fit(
             )
     if state is not None and not isinstance(state, TrainState):
         raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
+    mesh = mesh_of(devices, "samples of a batch", recipe.batch_size)
+
+    def placed(state: TrainState) -> TrainState:
+        return put(state._replace(carry=None), mesh)._replace(carry=put(state.carry, mesh, AXIS))
+
     reached: TrainState = start(recipe, key, hyper) if state is None else state
     if not callable(data):
         check_outputs(recipe, reached.params, data)
-        data = jax.device_put(data)
+        data = put(data, mesh)
     if validation is not None and reached.best is None:
         reached = reached._replace(best=_unscored(reached, validation))
-    hyper = jax.tree.map(jnp.asarray, hyper)
+    reached, hyper = placed(reached), put(jax.tree.map(jnp.asarray, hyper), mesh)
     done, losses = int(reached.step), []
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
@@ -162,13 +172,16 @@ def fit(
         return min(chunk_steps - done % chunk_steps, steps - done)
 
     def batches(done: int) -> Any:
-        return feed.stack(data, done, size(done), recipe.batch_size) if callable(data) else data
+        if not callable(data):
+            return data
+        part = feed.stack(data, done, size(done), recipe.batch_size // jax.process_count())
+        return put_parts(part, mesh, None, AXIS)
 
     ready = batches(done) if done < steps else None
     with Progress(done, steps, progress) as shown:
         while done < steps and not _out_of_patience(reached, validation):
             count = size(done)
-            new_state, new_losses = chunk(reached, hyper, ready, recipe=recipe, steps=count)
+            new_state, new_losses = chunk(reached, hyper, ready, recipe=recipe, steps=count, mesh=mesh)
             ready = batches(done + count) if done + count < steps else None  # while the device works
             new_losses = np.asarray(new_losses)
             bad = np.flatnonzero(~np.isfinite(new_losses))
@@ -181,6 +194,7 @@ def fit(
             scores: dict[str, float] = {}
             if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
                 reached, scores = _validated(reached, recipe, validation)
+                reached = placed(reached)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
             text = text or ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
             shown.advance(count, float(new_losses[-1]), text or None)
@@ -201,7 +215,7 @@ def _unscored(state: TrainState, validation: Validation) -> Best:
 def _validated(state: TrainState, recipe: Recipe, validation: Validation) -> tuple[TrainState, dict[str, float]]:
     """The state with the best parameters so far, and the scores by the names of the metrics."""
     size = validation.batch_size if recipe.window is None else recipe.batch_size
-    values = evaluate(recipe.model, state.params, validation.data, validation.metrics, size, recipe.window)
+    values = evaluate(recipe.model, one_copy(state.params), validation.data, validation.metrics, size, recipe.window)
     names = [getattr(metric, "__name__", f"metric {i}") for i, metric in enumerate(validation.metrics)]
     best, score = state.best, np.float32(values[0])
     if score > best.score if validation.higher_is_better else score < best.score:

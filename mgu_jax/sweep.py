@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from mgu_jax import checks, feed
+from mgu_jax.devices import AXIS, mesh_of, put, to_host
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.fit import Validation, all_finite, check_fit, check_outputs, check_validation
 from mgu_jax.optimizers import Hyper
@@ -97,7 +98,7 @@ def chunk_of_members(
         return lax.map(partial(one, data), arguments, batch_size=at_once or len(arguments[1]))
 
     if mesh is not None:  # each device has members of its own, and nothing to say to the others
-        specs = (PartitionSpec("members"), PartitionSpec())
+        specs = (PartitionSpec(AXIS), PartitionSpec())
         all_of_them = jax.shard_map(all_of_them, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
     return all_of_them((members, stopped, hyper), data)
 
@@ -110,8 +111,7 @@ def _validated(
     scores = evaluation(
         recipe.model, members.params, validation.data, validation.metrics, size, recipe.window, members=True
     )
-    score = jnp.asarray(scores[0], jnp.float32)
-    best = members.best
+    score, best = scores[0].astype(np.float32), members.best
     better = (score > best.score if validation.higher_is_better else score < best.score) & living
     new = Best(score, members.step, members.params, jnp.zeros_like(best.waited))
     old = best._replace(waited=best.waited + 1)
@@ -119,7 +119,7 @@ def _validated(
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-    return members._replace(best=jax.tree.map(chosen, new, old)), np.asarray(score)
+    return members._replace(best=jax.tree.map(chosen, new, old)), score
 
 
 def sweep(
@@ -147,7 +147,7 @@ def sweep(
         state: continue from here, to the same bits.
         validation: as ``fit`` takes it, without patience; the best parameters of each member stand in ``members.best``.
         at_once: members that are in a device's memory together; all of them if ``None``.
-        devices: the members are split over so many; their number must divide the members'.
+        devices: the members are split over so many, those of all processes; their number must divide the members'.
         on_chunk: called after every chunk with the state, the losses [M, K] and the scores [M], or ``None``.
 
     Returns:
@@ -171,31 +171,28 @@ def sweep(
         checks.check_size("at_once", at_once)
     (hyper, count), seeds = settings(hyper), len(keys)
     each, total = _per_member(hyper, seeds), count * seeds
-    mesh = _mesh(devices, total)
+    mesh = mesh_of(devices, "members", total)
     if state is None:
         state = begin(recipe, hyper, keys, validation)
     elif not isinstance(state, Sweep) or len(state.stopped) != total:
         raise ValueError(f"state must be a Sweep of {total} members, {count} settings with {seeds} seeds; it is not.")
     if not callable(data):
         check_outputs(recipe, state.members.params, data)
-    on_device = None if callable(data) else jax.device_put(data)
-    members, stopped = state.members, state.stopped
-    if mesh is not None:
-        place = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("members")))
-        members, stopped, each = place((members, stopped, each))
+    on_device = None if callable(data) else put(data, mesh)
+    members, stopped, each = put((state.members, state.stopped, each), mesh, AXIS)
     done, losses = int(state.step), []
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
     with Progress(done, steps, progress) as shown:
         while done < steps:
             size = min(chunk_steps - done % chunk_steps, steps - done)
-            ready: Any = feed.stack(data, done, size, recipe.batch_size) if callable(data) else on_device
+            ready: Any = put(feed.stack(data, done, size, recipe.batch_size), mesh) if callable(data) else on_device
             members, stopped, new_losses = chunk_of_members(
                 members, stopped, each, ready, recipe=recipe, steps=size, at_once=at_once, mesh=mesh
             )
-            done, frozen = done + size, np.asarray(stopped)
+            done, frozen = done + size, to_host(stopped)
             which = np.arange(done - size, done)
-            new_losses = np.where((frozen[:, None] >= 0) & (which >= frozen[:, None]), np.nan, np.asarray(new_losses))
+            new_losses = np.where((frozen[:, None] >= 0) & (which >= frozen[:, None]), np.nan, to_host(new_losses))
             losses.append(new_losses)
             scores = None
             if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
@@ -206,18 +203,6 @@ def sweep(
             text = text or (f"{(frozen >= 0).sum()} of {total} members frozen" if (frozen >= 0).any() else None)
             shown.advance(size, float(living.mean()) if living.size else math.nan, text)
     return Sweep(jnp.int32(done), members, stopped), np.concatenate(losses, 1) if losses else np.zeros((total, 0))
-
-
-def _mesh(devices: int, members: int) -> Mesh | None:
-    """The devices that the members are split over."""
-    checks.check_size("devices", devices)
-    if devices == 1:
-        return None
-    if devices > jax.device_count():
-        raise ValueError(f"devices must be at most the {jax.device_count()} that there are; got {devices}.")
-    if members % devices:
-        raise ValueError(f"devices must divide the {members} members; got {devices}.")
-    return jax.make_mesh((devices,), ("members",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def _seeds(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:
@@ -236,8 +221,8 @@ def _seeds(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:
 def rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
     """The members as JSON has them: setting, seed, the numbers of the setting, best score, where it was frozen."""
     hyper, seeds = _seeds(state, hyper)
-    best, stopped, out = state.members.best, np.asarray(state.stopped), []
-    score, step = (None, None) if best is None else (np.asarray(best.score), np.asarray(best.step))
+    best, stopped, out = state.members.best, to_host(state.stopped), []
+    score, step = (None, None) if best is None else to_host((best.score, best.step))
     named = {name: np.asarray(value) for name, value in hyper._asdict().items() if value is not None}
     for i, at in enumerate(stopped):
         n, s = divmod(i, seeds)
@@ -257,10 +242,10 @@ def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
     best = state.members.best
     if best is None:
         raise ValueError("state must be that of a sweep with a validation, which gives the scores; it has none.")
-    (hyper, seeds), score = _seeds(state, hyper), np.asarray(best.score)
+    (hyper, seeds), score = _seeds(state, hyper), to_host(best.score)
     if not np.isfinite(score).any():
         raise ValueError("state must hold a member with a score; all were frozen before their first validation.")
     i = int(np.argmax(np.where(np.isfinite(score), score if validation.higher_is_better else -score, -np.inf)))
     n, s = divmod(i, seeds)
-    params = jax.tree.map(lambda a: a[i], jax.device_get(best.params))
+    params = jax.tree.map(lambda a: a[i], to_host(best.params))
     return Member(n, s, jax.tree.map(lambda a: a[n], hyper), float(score[i]), params)

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
 from mgu_jax import checks, feed
+from mgu_jax.devices import AXIS, keep, to_host
 from mgu_jax.feed import Data, Stream
 from mgu_jax.losses import Loss, cross_entropy
 from mgu_jax.model import Model, detach
@@ -43,7 +45,7 @@ class TrainState(NamedTuple):
 class Best(NamedTuple):
     """The parameters with the best score so far."""
 
-    score: Array
+    score: Any
     step: Array
     params: ModelParams
     waited: Array  # int32, validations since
@@ -129,8 +131,10 @@ def run_model(model: Model, params: Any, batch: Data, carry: Any, **options: Any
     return model.apply(params, xs, state=carry, return_state=True, **options)
 
 
-@partial(jax.jit, static_argnames=("recipe", "steps"))
-def chunk(state: TrainState, hyper: Hyper, data: Any, *, recipe: Recipe, steps: int) -> tuple[TrainState, Array]:
+@partial(jax.jit, static_argnames=("recipe", "steps", "mesh"))
+def chunk(
+    state: TrainState, hyper: Hyper, data: Any, *, recipe: Recipe, steps: int, mesh: Mesh | None = None
+) -> tuple[TrainState, Array]:
     """K = steps optimiser steps in one compiled loop.
 
     Args:
@@ -138,6 +142,7 @@ def chunk(state: TrainState, hyper: Hyper, data: Any, *, recipe: Recipe, steps: 
         data: ``Data``, a ``Stream`` if the recipe has a window, or the ``feed.Stacked`` batches of these steps.
         recipe: the static side of the run.
         steps: K.
+        mesh: the samples of every batch, and the states of a stream's rows, are split along its axis.
 
     Returns:
         The new state and the losses [K] of the batches, each taken before its update.
@@ -150,14 +155,15 @@ def chunk(state: TrainState, hyper: Hyper, data: Any, *, recipe: Recipe, steps: 
         return measure((recipe.loss,), ys, batch)[0], detach(carry)
 
     def body(state: TrainState, row: Any) -> tuple[TrainState, Array]:
-        batch, carry = feed.take(data, row, *size), state.carry
+        batch, carry = keep(feed.take(data, row, *size), mesh, AXIS), state.carry
         if carry is not None:  # the first window of an epoch
             fresh = recipe.model.start(state.params, (recipe.batch_size,))
             carry = jax.tree.map(lambda new, old: jnp.where(row == 0, new, old), fresh, carry)
         key = jax.random.fold_in(noise, state.step)
         (value, carry), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, carry, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        params, opt_state = keep((optax.apply_updates(state.params, updates), opt_state), mesh)
+        carry = keep(carry, mesh, AXIS)
         return TrainState(state.step + 1, params, opt_state, state.key, carry, state.best), value
 
     return lax.scan(body, state, feed.rows(data, state.key, state.step, steps, *size))
@@ -208,6 +214,8 @@ def evaluation(
 ) -> list[np.ndarray]:
     """``evaluate``, of one model or, with members, of params [M, ...] all at once: a value or [M] for each metric."""
     checks.check_size("batch_size", batch_size)
+    if jax.process_count() > 1:  # what one process has on its devices cannot meet what is on the devices of all
+        data = jax.device_get(data)
     carry, begin = None, partial(model.start, batch=(batch_size,)) if model.start else None
     if window is not None:
         checks.check_size("window", window)
@@ -223,6 +231,6 @@ def evaluation(
         # Of a model that reads out every step, each valid step counts; of the others, each sample.
         steps = part.targets.ndim > 1 and part.lengths is not None
         weight = float(np.sum(np.asarray(part.lengths))) if steps else float(len(part.xs))
-        totals = [total + weight * np.asarray(value, np.float64) for total, value in zip(totals, values, strict=True)]
+        totals = [total + weight * np.float64(value) for total, value in zip(totals, to_host(values), strict=True)]
         weights += weight
     return [np.asarray(total / weights) for total in totals]

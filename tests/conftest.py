@@ -50,3 +50,10 @@ def compiled_programs_do_not_pile_up():
     yield
     if next(_tests) % 150 == 0:
         jax.clear_caches()
+
+
+@pytest.fixture
+def optax_promotes():
+    """optax raises floats to integer counts, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

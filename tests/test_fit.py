@@ -11,12 +11,7 @@ from mgu_jax import feed, losses, optimizers, train
 
 KEY = jax.random.key(5)
 
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax raises floats to integer counts, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def samples(count=24, T=6, classes=2, seed=0):

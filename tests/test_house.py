@@ -36,6 +36,7 @@ CORRIDOR = [
     "losses",
     "optimizers",
     "settings",
+    "devices",
     "feed",
     "train",
     "progress",

@@ -15,12 +15,7 @@ KEYS = jax.random.split(jax.random.key(11), 2)
 MODEL = mgu.model(3, (5,), 2, readout="last")
 RECIPE = mgu.Recipe(MODEL, batch_size=8)
 
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax raises floats to integer counts, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def samples(count=24):

@@ -16,12 +16,7 @@ from mgu_jax.checkpoint import Checkpoints
 
 KEY = jax.random.key(3)
 
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax raises floats to integer counts, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.fixture(scope="module")
