@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, keep, to_host
@@ -121,14 +121,35 @@ def mask_of(batch: Data) -> Any:
     return jnp.arange(batch.xs.shape[1], dtype=jnp.int32)[:, None] < jnp.asarray(batch.lengths, jnp.int32)[None]
 
 
-def run_model(model: Model, params: Any, batch: Data, carry: Any, **options: Any) -> tuple[Array, Any]:
-    """ys of a batch, and the state after it where one came in."""
-    if batch.lengths is not None:
-        options["lengths"] = batch.lengths
-    xs = batch.xs.swapaxes(0, 1)
-    if carry is None:
-        return model.apply(params, xs, **options), None
-    return model.apply(params, xs, state=carry, return_state=True, **options)
+def run_model(
+    model: Model, params: Any, batch: Data, carry: Any, noise: dict[str, Any] | None = None, mesh: Mesh | None = None
+) -> tuple[Array, Any]:
+    """ys of a batch, and the state after it where one came in. On a mesh each device runs its own part of the batch."""
+    arguments = (params, batch.xs.swapaxes(0, 1), batch.lengths, carry, noise)
+
+    def run(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Array, Any]:
+        options = {} if noise is None else noise | {"training": True}
+        if lengths is not None:
+            options["lengths"] = lengths
+        if carry is None:
+            return model.apply(params, xs, **options), None
+        return model.apply(params, xs, state=carry, return_state=True, **options)
+
+    def run_part(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Array, Any]:
+        if noise is not None:  # the parts of a batch have noise of their own
+            noise = noise | {"key": jax.random.fold_in(noise["key"], lax.axis_index(AXIS))}
+        return run(params, xs, lengths, carry, noise)
+
+    if mesh is None:
+        return run(*arguments)
+    # Left to itself, XLA gathers what belongs to the steps of all samples before it multiplies (0.7 of the speed).
+    every_step = jax.eval_shape(run, *arguments)[0].ndim == 3
+    parts, of_steps, whole = PartitionSpec(AXIS), PartitionSpec(None, AXIS), PartitionSpec()
+    specs = {
+        "in_specs": (whole, of_steps, parts, parts, whole),
+        "out_specs": (of_steps if every_step else parts, parts),
+    }
+    return jax.shard_map(run_part, mesh=mesh, check_vma=False, **specs)(*arguments)
 
 
 @partial(jax.jit, static_argnames=("recipe", "steps", "mesh"))
@@ -151,7 +172,7 @@ def chunk(
     noise = jax.random.fold_in(state.key, _NOISE)
 
     def loss(params: ModelParams, batch: Data, carry: Any, key: Array) -> tuple[Array, Any]:
-        ys, carry = run_model(recipe.model, params, batch, carry, key=key, training=True, **hyper.rates())
+        ys, carry = run_model(recipe.model, params, batch, carry, {"key": key} | hyper.rates(), mesh)
         return measure((recipe.loss,), ys, batch)[0], detach(carry)
 
     def body(state: TrainState, row: Any) -> tuple[TrainState, Array]:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax.devices import mesh_of
 from mgu_jax.losses import cross_entropy
+from mgu_jax.train import run_model
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
@@ -22,7 +24,8 @@ SAMPLES = mgu.Data(RNG.normal(size=(20, 5, 3)).astype(np.float32), RNG.integers(
 EVERY_STEP = mgu.Data(SAMPLES.xs, RNG.integers(0, 4, (20, 5)).astype(np.int32), RNG.integers(1, 6, 20).astype(np.int32))
 TOKENS = RNG.integers(0, 4, 200).astype(np.int32)
 STREAM = mgu.Stream(TOKENS[:-1], TOKENS[1:])
-LAST = mgu.model(3, (6,), 4, readout="last", dropout=0.3)
+LAST = mgu.model(3, (6,), 4, readout="last")
+NOISY = mgu.model(3, (6,), 4, readout="last", dropout=0.3)
 ALL = mgu.model(3, (6,), 4)
 LANGUAGE = mgu.model(4, (6,), 4, embedding_size=3, learned_h0=True)
 
@@ -33,7 +36,7 @@ def fifth_batch_on(step):
 
 
 RUNS = {
-    "samples and dropout": (LAST, SAMPLES, None),
+    "samples": (LAST, SAMPLES, None),
     "lengths": (ALL, EVERY_STEP, None),
     "a stream": (LANGUAGE, STREAM, 6),
     "from the host": (LAST, fifth_batch_on, None),
@@ -77,6 +80,16 @@ def test_on_two_devices_a_run_resumes_to_the_same_bits():
     resumed, _ = mgu.fit(recipe, STREAM, steps=6, state=half, **arguments)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_the_parts_of_a_batch_have_noise_of_their_own():
+    twice = mgu.Data(np.tile(SAMPLES.xs[:4], (2, 1, 1)), np.tile(SAMPLES.targets[:4], 2))
+    params, mesh = NOISY.init(jax.random.key(0)), mesh_of(2, "samples of a batch", 8)
+    run = jax.jit(lambda noise: run_model(NOISY, params, twice, None, noise, mesh)[0])
+    first, second = np.split(np.asarray(run(None)), 2)
+    np.testing.assert_array_equal(first, second)
+    first, second = np.split(np.asarray(run({"key": jax.random.key(1), "dropout": 0.5})), 2)
+    assert (np.abs(first - second).max(1) > 1e-3).all()
 
 
 @pytest.mark.parametrize(
