@@ -39,6 +39,8 @@ class Common:
     """Go on with the run in the folder, from its last checkpoint, to the same bits as if it had never stopped."""
     quick: bool = False
     """A small size that ends in seconds."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the folder of the run (extra tensorboard)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -74,7 +76,9 @@ def _versions() -> dict[str, str]:
 
 def _settings(config: Common) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "resume")}
+    settings = {
+        k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "resume", "tensorboard")
+    }
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -122,6 +126,8 @@ class Run:
 
     def __init__(self, name: str, config: Common, sources: dict[str, str], resolved: dict[str, Any] | None = None):
         self.folder = Path(config.out) if config.out else Path("runs") / name
+        self._board: Any = require("tensorboardX", "tensorboard") if config.tensorboard else None
+        self._writer: Any = None
         self.record = {
             "experiment": name,
             "command": " ".join(["python", "-m", "experiments", *sys.argv[1:]]),
@@ -169,6 +175,8 @@ class Run:
         """Write result.json: the final figures, with what made them."""
         made_by = {k: self.record[k] for k in ("experiment", "command", "versions", "device", "data")}
         self.write("result.json", made_by | figures)
+        if self._writer is not None:
+            self._writer.close()  # which waits for its thread
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -185,6 +193,19 @@ class Run:
         line = {"step": int(step), "split": split} | kept
         with self.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._board:
+            self._show(step, split, kept)
+
+    def _show(self, step: int, split: str, figures: dict[str, Any]) -> None:
+        """The same on TensorBoard, where a run that resumes takes back what was shown from here on."""
+        if self._writer is None:
+            where = str(self.path("tensorboard"))
+            self._writer = self._board.SummaryWriter(where, purge_step=int(step), flush_secs=5)
+        names = {k: int(figures[k]) for k in ("setting", "seed") if k in figures}
+        member = "".join(f"/{k}_{number}" for k, number in names.items())
+        for name, value in figures.items():
+            if isinstance(value, float) and name not in names:
+                self._writer.add_scalar(f"{split}/{name}{member}", value, int(step))
 
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path("metrics.jsonl").read_text().splitlines()]

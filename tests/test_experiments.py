@@ -150,6 +150,20 @@ def test_runs_killed_at_twenty_moments_resume_to_the_same_bits(tmp_path):
     assert len(set(resumed)) > 10
 
 
+def test_tensorboard_shows_what_the_metrics_hold(tmp_path):
+    """Also of a run that resumes: what was shown after its checkpoint is taken back."""
+    assert run("digits", "--quick", "--out", tmp_path / "run", "--tensorboard") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "84")
+    assert run("digits", "--quick", "--out", tmp_path / "run", "--tensorboard", "--resume") == 0
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    wanted = {}
+    for line in lines(tmp_path / "run"):
+        for name in line.keys() - {"step", "split"}:
+            wanted.setdefault(f"{line['split']}/{name}", []).append((line["step"], pytest.approx(line[name], rel=1e-6)))
+    assert wanted == {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
 def test_resume_names_a_damaged_checkpoint_and_goes_on_without_it(tmp_path, capsys):
     """One sentence and status 2; the one before it leads to the same bits."""
     run("digits", "--quick", "--out", tmp_path / "run")
