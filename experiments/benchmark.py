@@ -222,6 +222,8 @@ def main(config: Config) -> None:
     missing = [name for module, name in packages.items() if not peers.installed(module)]
     if missing:
         print(f"not installed, and left out: {', '.join(missing)}; pip install 'mgu_jax[peers]' has them all.")
+    if config.quick:
+        print("--quick shows that everything runs: its sizes are tiny, and its figures mean nothing.")
     run = Run("benchmark", config, {}, {"devices": devices})
     run.rewind(0)
     rows: list[dict[str, Any]] = []

@@ -78,6 +78,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
+def is_numeric(value: Any) -> bool:
+    """Numbers, one or many, that can be looked at."""
+    return is_concrete(value) and jnp.issubdtype(np.asarray(value).dtype, np.number)
+
+
 def check_array(name: str, value: Any, dtype: Any, why: str) -> None:
     """``value`` is an array of the floating dtype that the parameters have."""
     if not isinstance(value, jax.Array | np.ndarray):

@@ -85,8 +85,8 @@ def windows(data: Stream, batch_size: int, window: int | None) -> int:
     return data.xs.shape[0] // batch_size // (window or 1)
 
 
-def stack(source: Source, first: int, steps: int, batch_size: int) -> Stacked:
-    """The batches of the next steps, from the host.
+def stack(source: Source, first: int, steps: int, batch_size: int, classes: int | None = None) -> Stacked:
+    """The batches of the next steps, from the host; of a classification, with so many classes.
 
     Raises:
         TypeError, ValueError: something else than ``Data`` of batch_size samples.
@@ -96,6 +96,8 @@ def stack(source: Source, first: int, steps: int, batch_size: int) -> Stacked:
         check_data(batch, batch_size)
         if len(batch.xs) != batch_size:
             raise ValueError(f"data must give {batch_size} samples, a batch, for step {step}; got {len(batch.xs)}.")
+        if classes is not None:
+            check_labels(batch, classes)
     return Stacked(jax.tree.map(lambda *parts: np.stack(parts), *made))
 
 
@@ -107,7 +109,8 @@ def check_data(data: Any, batch_size: int) -> None:
         ValueError: data that are empty, uneven, or fewer than a batch.
     """
     if not isinstance(data, Data):
-        raise TypeError(f"data must be a Data(xs, targets); got {checks.describe(data)}.")
+        hint = ", which a recipe with a window reads" if isinstance(data, Stream) else ""
+        raise TypeError(f"data must be a Data(xs, targets); got {checks.describe(data)}{hint}.")
     _check_arrays(data)
     tokens = jnp.issubdtype(data.xs.dtype, jnp.integer)
     if data.xs.ndim != (2 if tokens else 3):

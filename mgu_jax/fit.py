@@ -13,7 +13,7 @@ from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, mesh_of, one_copy, put, put_parts
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.losses import Loss, cross_entropy, squared_error
-from mgu_jax.optimizers import Hyper
+from mgu_jax.optimizers import Hyper, check_hyper
 from mgu_jax.progress import Progress
 from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluate, start
 
@@ -77,6 +77,9 @@ def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any) 
         feed.check_data(data, recipe.batch_size)
     checks.check_size("steps", steps)
     checks.check_size("chunk_steps", chunk_steps)
+    check_hyper(hyper)
+    if recipe.schedule != "constant" and steps > recipe.total_steps:  # pyright: ignore (such a schedule has its steps)
+        raise ValueError(f"steps must be at most the schedule's total_steps, {recipe.total_steps}; got {steps}.")
 
 
 def check_validation(recipe: Recipe, validation: Any) -> None:
@@ -94,12 +97,10 @@ def check_validation(recipe: Recipe, validation: Any) -> None:
         raise type(error)(f"validation.{error}") from None
 
 
-def check_outputs(recipe: Recipe, params: Any, data: Any) -> None:
-    """Targets within the model's classes, where its loss is the cross entropy."""
-    if recipe.loss is cross_entropy:
-        W_y = getattr(params, "W_y", None)
-        if W_y is not None:
-            feed.check_labels(data, W_y.shape[-1])
+def classes_of(recipe: Recipe, params: Any) -> int | None:
+    """How many classes the targets may name, where the loss is the cross entropy."""
+    W_y = getattr(params, "W_y", None)
+    return None if W_y is None or recipe.loss is not cross_entropy else W_y.shape[-1]
 
 
 def fit(
@@ -157,8 +158,10 @@ def fit(
         return put(state._replace(carry=None), mesh)._replace(carry=put(state.carry, mesh, AXIS))
 
     reached: TrainState = start(recipe, key, hyper) if state is None else state
+    classes = classes_of(recipe, reached.params)
     if not callable(data):
-        check_outputs(recipe, reached.params, data)
+        if classes is not None:
+            feed.check_labels(data, classes)
         data = put(data, mesh)
     if validation is not None and reached.best is None:
         reached = reached._replace(best=_unscored(reached, validation))
@@ -174,7 +177,7 @@ def fit(
     def batches(done: int) -> Any:
         if not callable(data):
             return data
-        part = feed.stack(data, done, size(done), recipe.batch_size // jax.process_count())
+        part = feed.stack(data, done, size(done), recipe.batch_size // jax.process_count(), classes)
         return put_parts(part, mesh, None, AXIS)
 
     ready = batches(done) if done < steps else None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mgu_jax import checks
@@ -66,6 +67,23 @@ def named(name: str, schedule_name: str, total_steps: int | None, warmup_steps: 
         return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), *parts, optax.scale_by_learning_rate(rate))
 
     return build
+
+
+def check_hyper(hyper: Hyper) -> None:
+    """Numbers within their bounds, where they can be looked at: one, or a row of them.
+
+    Raises:
+        ValueError: one that is not.
+    """
+    for name, value in hyper._asdict().items():
+        if name == "forget_bias" or value is None or not checks.is_numeric(value):
+            continue
+        numbers = np.asarray(value)
+        below_one = name not in ("learning_rate", "weight_decay", "clip_norm", "initial_scale")
+        good = (numbers >= 0) & (numbers < 1) if below_one else numbers >= 0
+        if not good.all():
+            rule = "lie in [0, 1)" if below_one else "be at least 0"
+            raise ValueError(f"hyper.{name} must {rule}; got {numbers[~good].flat[0]}.")
 
 
 def check_optimizer(optimizer: Any, schedule_name: Any, total_steps: Any, warmup_steps: Any) -> None:

@@ -14,7 +14,9 @@ class Progress:
     """
 
     def __init__(self, done: int, steps: int, enabled: bool):
-        self.first, self.done, self.steps, self.enabled, self.began = done, done, steps, enabled, time.perf_counter()
+        self.done, self.steps, self.enabled, self.began = done, steps, enabled, time.perf_counter()
+        self.timed = done, self.began  # the rate is that of the steps since then
+        self.compiled = False
         self.bar = None
         if enabled:
             tqdm = require("tqdm", "experiments").tqdm
@@ -36,10 +38,12 @@ class Progress:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(size)
         elif self.enabled:
-            seconds = time.perf_counter() - self.began
-            rate = (self.done - self.first) / seconds
+            now = time.perf_counter()
+            seconds, rate = now - self.began, (self.done - self.timed[0]) / (now - self.timed[1])
             left = (self.steps - self.done) / rate
             print(
                 f"step {self.done}/{self.steps}  {seconds:.1f} s, {left:.1f} s left, {rate:.4g} steps/s  {note}",
                 flush=True,
             )
+        if not self.compiled:  # the first chunk took the compiler's time too
+            self.compiled, self.timed = True, (self.done, time.perf_counter())

@@ -53,8 +53,9 @@ def grid(**axes: Any) -> Hyper:
     """
     _check_axes(axes)
     for name, values in axes.items():
-        if np.ndim(values) != 1 or not len(values):
-            raise ValueError(f"{name} must be a row of numbers, at least one; got {checks.describe(values)}.")
+        if np.ndim(values) != 1 or not len(values) or not checks.is_numeric(values):
+            came = repr(values) if isinstance(values, list | tuple) else checks.describe(values)
+            raise ValueError(f"{name} must be a row of numbers, at least one; got {came}.")
     columns = zip(*itertools.product(*axes.values()), strict=True)
     return Hyper()._replace(
         **{name: jnp.asarray(column, jnp.float32) for name, column in zip(axes, columns, strict=True)}

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, mesh_of, put, to_host
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.fit import Validation, all_finite, check_fit, check_outputs, check_validation
+from mgu_jax.fit import Validation, all_finite, check_fit, check_validation, classes_of
 from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.settings import settings
@@ -176,9 +176,16 @@ def sweep(
         state = begin(recipe, hyper, keys, validation)
     elif not isinstance(state, Sweep) or len(state.stopped) != total:
         raise ValueError(f"state must be a Sweep of {total} members, {count} settings with {seeds} seeds; it is not.")
-    if not callable(data):
-        check_outputs(recipe, state.members.params, data)
+    classes = classes_of(recipe, state.members.params)
+    if classes is not None and not callable(data):
+        feed.check_labels(data, classes)
     on_device = None if callable(data) else put(data, mesh)
+
+    def batches(done: int, size: int) -> Any:
+        if not callable(data):
+            return on_device
+        return put(feed.stack(data, done, size, recipe.batch_size, classes), mesh)
+
     members, stopped, each = put((state.members, state.stopped, each), mesh, AXIS)
     done, losses = int(state.step), []
     if done > steps:
@@ -186,7 +193,7 @@ def sweep(
     with Progress(done, steps, progress) as shown:
         while done < steps:
             size = min(chunk_steps - done % chunk_steps, steps - done)
-            ready: Any = put(feed.stack(data, done, size, recipe.batch_size), mesh) if callable(data) else on_device
+            ready = batches(done, size)
             members, stopped, new_losses = chunk_of_members(
                 members, stopped, each, ready, recipe=recipe, steps=size, at_once=at_once, mesh=mesh
             )

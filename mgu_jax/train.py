@@ -82,6 +82,8 @@ class Recipe:
     window: int | None = None
 
     def __post_init__(self) -> None:
+        if not callable(getattr(self.model, "init", None)) or not callable(getattr(self.model, "apply", None)):
+            raise TypeError(f"model must be a Model, as mgu_jax.model makes it; got {checks.describe(self.model)}.")
         checks.check_size("batch_size", self.batch_size)
         if self.window is not None:
             checks.check_size("window", self.window)

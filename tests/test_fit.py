@@ -1,5 +1,7 @@
 """What a run may be fed with, what is measured on the way, and what follows from it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -237,12 +239,13 @@ WRONG = [
     (TypeError, {}, lengths([1.0] * 24), "data.lengths must be an array of whole numbers; got float64 [24]."),
     (ValueError, {}, lengths([1] * 5), "data.lengths must have shape [24] (the batch of xs); got [5]."),
     (TypeError, {"window": 5}, samples(), "data must be a Stream(xs, targets) where window is given; got a Data."),
-    (TypeError, {}, stream(), "data must be a Data(xs, targets); got a Stream."),
+    (TypeError, {}, stream(), "data must be a Data(xs, targets); got a Stream, which a recipe with a window reads."),
     (ValueError, {"window": 30}, stream(), "data must have at least 240 steps, 8 rows of 30; got 50."),
     (ValueError, {"window": 2}, stream(targets=np.zeros(9, int)),
      "data.targets must have 50 steps, as data.xs; got shape [9]."),
     (ValueError, {}, lambda step: samples(7), "data must have at least as many samples as a batch, 8; got 7."),
     (ValueError, {}, lambda step: samples(9), "data must give 8 samples, a batch, for step 0; got 9."),
+    (ValueError, {}, lambda step: samples(8, classes=9), RANGE + "got 7."),
     (TypeError, {}, lambda step: None, "data must be a Data(xs, targets); got None."),
 ]  # fmt: skip
 
@@ -253,6 +256,19 @@ def test_what_cannot_be_is_one_sentence(kind, options, data, text):
     with pytest.raises(kind) as caught:
         mgu.fit(mgu.Recipe(model, batch_size=8, **options), data, steps=2, key=KEY)
     assert str(caught.value) == text
+
+
+def test_numbers_out_of_their_bounds_are_one_sentence():
+    for changes, text in (
+        ({"learning_rate": -1.0}, "hyper.learning_rate must be at least 0; got -1.0."),
+        ({"clip_norm": np.nan}, "hyper.clip_norm must be at least 0; got nan."),
+        ({"momentum": 1}, "hyper.momentum must lie in [0, 1); got 1."),
+        ({"dropout": 1.5}, "hyper.dropout must lie in [0, 1); got 1.5."),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            mgu.fit(mgu.Recipe(LAST, batch_size=8), samples(), steps=1, key=KEY, hyper=mgu.Hyper(**changes))
+    with pytest.raises(TypeError, match=r"^model must be a Model, as mgu_jax\.model makes it; got 'x'\.$"):
+        mgu.Recipe("x")
 
 
 def test_validation_says_what_it_cannot_do():

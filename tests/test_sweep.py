@@ -190,6 +190,7 @@ WRONG = [
     (TypeError, {"keys": 3}, "keys must be PRNG keys [S], as jax.random.split makes them; got 3."),
     (ValueError, {"devices": 64}, "devices must be at most the 2 that there are; got 64."),
     (ValueError, {"devices": 2, "hyper": mgu.Hyper(), "keys": KEYS[:1]}, "devices must divide the 1 members; got 2."),
+    (ValueError, {"hyper": mgu.Hyper(zoneout=jnp.array([0.5, 1.0]))}, "hyper.zoneout must lie in [0, 1); got 1.0."),
     (ValueError, {"state": 3}, "state must be a Sweep of 8 members, 4 settings with 2 seeds; it is not."),
     (ValueError, {"at_once": 0}, "at_once must be a whole number of at least 1; got 0."),
     (TypeError, {"hyper": 1e-3}, "hyper must be a Hyper; got 0.001."),
@@ -208,7 +209,8 @@ def test_what_cannot_be_is_one_sentence(kind, options, text):
 def test_axes_and_rungs_that_cannot_be():
     for call, text in (
         (lambda: mgu.grid(), "axes must be named, such as learning_rate=(1e-3, 1e-2); got none."),
-        (lambda: mgu.grid(learning_rate=()), "learning_rate must be a row of numbers, at least one; got a tuple."),
+        (lambda: mgu.grid(learning_rate=()), "learning_rate must be a row of numbers, at least one; got ()."),
+        (lambda: mgu.grid(learning_rate=["a"]), "learning_rate must be a row of numbers, at least one; got ['a']."),
         (lambda: mgu.grid(rate=(1,)),
          f"an axis of the sweep must be one of {', '.join(map(repr, mgu.Hyper._fields))}; got 'rate'."),
         (lambda: mgu.uniform(1, 0), "low must be below high; got 1 and 0."),

@@ -173,9 +173,15 @@ def test_evaluate_weighs_batches_by_their_samples(data, recipe):
 def test_cosine_decay_ends_at_zero(data, recipe):
     recipe = mgu.Recipe(recipe.model, schedule="cosine", total_steps=10, batch_size=8)
     states = []
-    mgu.fit(recipe, data, steps=11, key=KEY, chunk_steps=1, on_chunk=lambda s, *_: states.append(s.params))
-    assert same(states[-1], states[-2])
-    assert not same(states[-3], states[-2])
+    last, _ = mgu.fit(recipe, data, steps=10, key=KEY, chunk_steps=1, on_chunk=lambda s, *_: states.append(s.params))
+    assert not same(states[-2], states[-1])
+    assert same(train.chunk(last, mgu.Hyper(), data, recipe=recipe, steps=1)[0].params, last.params)
+
+
+def test_a_run_does_not_go_on_where_its_schedule_has_ended(data, recipe):
+    recipe = mgu.Recipe(recipe.model, schedule="cosine", total_steps=10, batch_size=8)
+    with pytest.raises(ValueError, match=r"^steps must be at most the schedule's total_steps, 10; got 11\.$"):
+        mgu.fit(recipe, data, steps=11, key=KEY)
 
 
 def test_progress_prints_plain_lines_where_there_is_no_terminal(data, recipe, capsys):
