@@ -45,6 +45,14 @@ CORRIDOR = [
     "sidecar",
     "checkpoint",
     "__init__",
+    "interop.__init__",
+    "interop.convert",
+    "interop.weights",
+    "interop.files",
+    "interop.flax_layout",
+    "interop.flax_nnx",
+    "interop.flax_linen",
+    "interop.equinox",
 ]
 
 
@@ -53,7 +61,10 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mgu_jax":
             inner = node.module.partition(".")[2]
-            yield from [inner.split(".")[0]] if inner else [alias.name for alias in node.names]
+            if inner in ("", "interop"):
+                yield from (".".join(filter(None, [inner, alias.name])) for alias in node.names)
+            else:
+                yield inner
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative imports hide the corridor"
         elif isinstance(node, ast.Import):
@@ -63,27 +74,32 @@ def imported(path):
 
 
 def test_the_corridor_of_imports_is_straight():
-    files = sorted((ROOT / "mgu_jax").glob("*.py"))
-    assert sorted(path.stem for path in files) == sorted(CORRIDOR)
-    for path in files:
-        place = CORRIDOR.index(path.stem)
+    house = ROOT / "mgu_jax"
+    files = {".".join(path.relative_to(house).with_suffix("").parts): path for path in house.rglob("*.py")}
+    assert sorted(files) == sorted(CORRIDOR)
+    for stem, path in files.items():
+        place = CORRIDOR.index(stem)
         for name in imported(path):
-            assert CORRIDOR.index(name) < place, f"{path.stem} imports {name}, which does not stand above it"
+            assert CORRIDOR.index(name) < place, f"{stem} imports {name}, which does not stand above it"
 
 
 def test_a_broken_corridor_is_noticed(tmp_path):
     path = tmp_path / "params.py"
-    path.write_text("import jax\nfrom mgu_jax import cell\nfrom mgu_jax.bptt import bptt\nimport mgu_jax.train\n")
-    assert list(imported(path)) == ["cell", "bptt", "train"]
+    path.write_text(
+        "import jax\nfrom mgu_jax import cell\nfrom mgu_jax.bptt import bptt\nimport mgu_jax.train\n"
+        "from mgu_jax.interop import files\nfrom mgu_jax.interop.convert import convert\n"
+    )
+    assert list(imported(path)) == ["cell", "bptt", "train", "interop.files", "interop.convert"]
 
 
 def test_files_stay_small():
-    for path in [*(ROOT / "mgu_jax").glob("*.py"), *(ROOT / "experiments").glob("*.py")]:
+    for path in [*(ROOT / "mgu_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
         assert len(path.read_text().splitlines()) <= 300, path.name
 
 
 IMPORT = """
 import json, os, sys
+EXTRAS = "tqdm tyro matplotlib orbax sklearn flax keras equinox haiku safetensors onnx onnxruntime torch".split()
 environment = dict(os.environ)
 import jax
 before = dict(jax.config.values)
@@ -93,7 +109,7 @@ print(json.dumps({
     "configuration": {k: repr(v) for k, v in before.items() if jax.config.values[k] != v},
     "environment": sorted(set(os.environ.items()) ^ set(environment.items())),
     "backends": list(xla_bridge._backends),
-    "extras": [m for m in ("tqdm", "tyro", "matplotlib", "orbax", "sklearn", "flax", "keras") if m in sys.modules],
+    "extras": [m for m in EXTRAS if m in sys.modules],
 }))
 """
 
@@ -139,7 +155,7 @@ def test_the_wheel_holds_the_package_alone_and_imports(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"mgu_jax", f"mgu_jax-{mgu.__version__}.dist-info"}
-    assert {f"mgu_jax/{name}.py" for name in CORRIDOR} <= set(names)
+    assert {f"mgu_jax/{name.replace('.', '/')}.py" for name in CORRIDOR} <= set(names)
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import mgu_jax; print(mgu_jax.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ".whl" in done.stdout

@@ -51,6 +51,6 @@ def _turned(hs: Array, lengths: Any) -> Array:
     """The steps of each sequence from its last to its first, [T, ..., H]."""
     if lengths is None:
         return hs[::-1]
-    t = jnp.arange(hs.shape[0], dtype=lengths.dtype).reshape(-1, *[1] * lengths.ndim)
-    lengths = jnp.asarray(lengths)[None]
+    lengths = jnp.asarray(lengths, jnp.int32)[None]
+    t = jnp.arange(hs.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (lengths.ndim - 1))
     return jnp.take_along_axis(hs, jnp.where(t < lengths, lengths - 1 - t, t)[..., None], 0)
