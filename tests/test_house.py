@@ -49,6 +49,8 @@ CORRIDOR = [
     "interop.convert",
     "interop.weights",
     "interop.files",
+    "interop.export",
+    "interop.onnx",
     "interop.flax_layout",
     "interop.flax_nnx",
     "interop.flax_linen",

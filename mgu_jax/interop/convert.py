@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,6 +36,12 @@ def from_dict(arrays: Mapping[str, Any]) -> Params:
     for name in arrays:
         checks.check_choice("a name", name, Params._fields)
     return Params(*(arrays.get(name) for name in Params._fields))
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their places, such as "layers.0.W_f"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _obstacle(cell: Cell, to: Cell) -> str | None:

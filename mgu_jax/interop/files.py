@@ -21,6 +21,7 @@ from mgu_jax import checks
 from mgu_jax.extras import require
 from mgu_jax.family import Cell
 from mgu_jax.initial import init
+from mgu_jax.interop.convert import named
 from mgu_jax.model import Model, model
 from mgu_jax.stack import Stack
 
@@ -61,13 +62,8 @@ def _build(specification: dict[str, Any]) -> tuple[Any, Any]:
     return cell, jax.eval_shape(lambda key: init(key, *sizes, cell), key)
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
 def _check(what: str, arrays: dict[str, Any], like: Any) -> None:
-    came, wanted = ({name: list(a.shape) for name, a in of.items()} for of in (arrays, _named(like)))
+    came, wanted = ({name: list(a.shape) for name, a in of.items()} for of in (arrays, named(like)))
     for name in sorted(came.keys() | wanted.keys()):
         if came.get(name) != wanted.get(name):
             rule = f"hold {name} {wanted[name]}" if name in wanted else f"hold no {name}"
@@ -94,7 +90,7 @@ def save(path: str | Path, model: Any, params: Any) -> None:
     path = Path(path)
     checks.check_choice("the ending of path", path.suffix, (".safetensors", ".npz"))
     specification = {"format": FORMAT} | _describe(model, params)
-    arrays = {name: np.array(a, order="C") for name, a in _named(params).items()}
+    arrays = {name: np.array(a, order="C") for name, a in named(params).items()}
     _check("params", arrays, _build(specification)[1])
     specification["dtype"] = next(iter(arrays.values())).dtype.name  # npz forgets that of bfloat16
     text = json.dumps(specification)
@@ -143,4 +139,4 @@ def load(path: str | Path) -> tuple[Any, Any]:
     _check(str(path), arrays, like)
     if checks.dtype_of(next(iter(arrays.values()))) != dtype:
         raise TypeError(f"{path} holds {dtype}, which needs jax.config.update('jax_enable_x64', True).")
-    return made, jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in _named(like)])
+    return made, jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in named(like)])
