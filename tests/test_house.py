@@ -1,8 +1,10 @@
 """The shape of the house: the corridor of imports, what importing does, what is documented, what the wheel holds."""
 
 import ast
+import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -119,6 +121,20 @@ print(json.dumps({
 def test_importing_changes_no_configuration_and_starts_no_backend():
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout) == {"configuration": {}, "environment": [], "backends": [], "extras": []}
+
+
+ADAPTERS = {"flax_nnx": ("flax.nnx", "flax"), "flax_linen": ("flax.linen", "flax")}
+ADAPTERS |= {name: (name, name) for name in ("equinox", "onnx")}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_without_its_framework_names_the_extra(name, monkeypatch):
+    module, extra = ADAPTERS[name]
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"mgu_jax.interop.{name}", raising=False)
+    text = f"{module} is needed here and not installed: pip install 'mgu_jax[{extra}]'."
+    with pytest.raises(ImportError, match=f"^{re.escape(text)}$"):
+        importlib.import_module(f"mgu_jax.interop.{name}")
 
 
 def public():

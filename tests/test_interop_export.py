@@ -40,12 +40,12 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_program_of_sequences_is_apply_to_the_last_bit(name):
-    """For two sizes, of which neither was known when it was exported."""
+    """Of sizes that were not known when it was exported."""
     model = MODELS[name]
     params = drawn(model)
     exported = export.sequence(model, params, lengths=name != "plain")
     assert exported.platforms == ("cpu", "cuda")
-    for steps, batch in ((1, 2), (7, 3)):
+    for steps, batch in ((1, 2), (7, 3)) if name == "plain" else ((7, 3),):
         xs = inputs(model, steps, batch)
         lengths = () if name == "plain" else (np.arange(batch, dtype=np.int32),)
         got = exported.call(export.weights(params), xs, *lengths)

@@ -1,6 +1,6 @@
 """The family as a cell of ``flax.linen``, and a layer that runs ``scan`` in the place of linen's loop (extra ``flax``).
 
-    layer = nn.RNN(MinimalGatedCell(100))        # linen's loop over our step
+    layer = nn.RNN(MinimalGatedCell(100))           # linen's loop over our step
     layer = MinimalGatedRNN(MinimalGatedCell(100))  # our scan: the same variables, and the same values
 
 Both take linen's arguments, and stand in ``nn.Bidirectional``. ``nn.MGUCell`` is another function than the paper's
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, random
 
 from mgu_jax.cell import step
 from mgu_jax.extras import require
@@ -27,7 +27,7 @@ core = require("flax.core", "flax")
 class MinimalGatedCell(nn.RNNCellBase):
     """One step of a member of the family; its variables have the names of ``Params``: W_f, U_f and so on.
 
-    ``{"params": weights.to_dict(params)}`` are the variables of a cell with these parameters (of a layer or an
+    ``{"params": convert.to_dict(params)}`` are the variables of a cell with these parameters (of a layer or an
     ``nn.RNN``, one level deeper, in "cell").
 
     Attributes:
@@ -119,6 +119,10 @@ class MinimalGatedRNN(nn.RNN):
         def chosen(name: str, value: bool | None) -> bool:
             return getattr(self, name) if value is None else value
 
+        if initial_carry is None and self.cell.carry_init is not None:
+            axis = 0 if chosen("time_major", time_major) else inputs.ndim - 2
+            shape = (*inputs.shape[:axis], *inputs.shape[axis + 1 :])
+            initial_carry = self.cell.initialize_carry(random.key(0) if init_key is None else init_key, shape)
         carry, outputs = run(
             self.cell.parameters(inputs.shape[-1]),
             inputs,
