@@ -101,7 +101,7 @@ def test_a_stream_in_a_fresh_process(tmp_path):
 
 
 @pytest.mark.parametrize("implementation", ["manual", "autodiff"])
-def test_scan_is_exported_with_every_option(implementation):
+def test_scan_is_exported_with_every_option(implementation, quick_compiler):
     """With both sizes open, and with its gradient."""
     params = to_dict(laws.cast(laws.case(mgu.MGU, D=D, H=H).params, "float32"))  # files know no Params
     save = {"save": "chunks", "chunk": 2} if implementation == "manual" else {}

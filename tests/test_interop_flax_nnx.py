@@ -54,10 +54,11 @@ def test_the_family_in_the_loop_of_nnx(member):
 
 
 def test_a_cell_draws_and_shows_its_parameters():
-    drawn = MGUCell(D, H, cell=mgu.MGU3, forget_bias=-2.0, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    uniform = {"initializer": "uniform"}
+    drawn = MGUCell(D, H, cell=mgu.MGU3, forget_bias=-2.0, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **uniform)
     assert drawn.params.W_f is None
     assert (drawn.params.b_f == -2).all()
-    wanted = mgu.init(nnx.Rngs(0).params(), D, H, mgu.MGU3, dtype=jnp.bfloat16)
+    wanted = mgu.init(nnx.Rngs(0).params(), D, H, mgu.MGU3, dtype=jnp.bfloat16, **uniform)
     assert drawn.params.U_h.dtype == jnp.bfloat16
     assert np.array_equal(drawn.params.U_h, wanted.U_h)
 

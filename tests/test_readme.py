@@ -105,14 +105,6 @@ CHECKS = {
 }
 
 
-@pytest.fixture
-def quick_compiler():
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.filterwarnings("ignore")  # the frameworks' own
 @pytest.mark.parametrize("name", SECTIONS)
 def test_coming_from(name, tmp_path, monkeypatch, quick_compiler):
