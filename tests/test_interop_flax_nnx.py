@@ -88,11 +88,14 @@ def test_past_the_end_outputs_are_zero_and_a_sequence_without_steps_keeps_its_ca
     lengths, h0 = jnp.array([0, 2, T]), jnp.full((B, H), 0.5)
     xs = XS.copy()
     xs[1, 2:] = np.nan
-    carry, ys = MGU(cell(), return_carry=True)(xs, initial_carry=h0, seq_lengths=lengths)
-    assert np.array_equal(carry[0], h0[0])
-    assert not ys[0].any()
-    assert not ys[1, 2:].any()
-    assert np.isfinite(ys).all()
+    for reverse in (False, True):
+        layer = MGU(cell(), return_carry=True, reverse=reverse)
+        carry, ys = layer(xs, initial_carry=h0, seq_lengths=lengths)
+        assert np.array_equal(carry[0], h0[0])
+        assert not ys[0].any()
+        assert not ys[1, 2:].any()
+        assert ys[1, :2].all()
+        assert np.isfinite(ys).all()
 
 
 def test_bidirectional():
