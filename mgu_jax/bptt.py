@@ -170,7 +170,7 @@ def _backward(plan: Plan, residuals: Any, dhs: Any, dh_last: Any) -> tuple[Param
 def _shifted(hs: Array, start: Array, reverse: bool) -> Array:
     """The state before each step, [K, B, H]. Cut to K, since there is none when K = 0."""
     first = start[None]
-    return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[: len(hs)]
+    return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[: hs.shape[0]]
 
 
 def _rule_forward(plan: Plan, *arguments: Any) -> Any:

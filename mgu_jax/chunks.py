@@ -17,6 +17,11 @@ _SMALL = 2**21  # bytes of the states of a sequence that is best done in one chu
 _CACHE = 2**19  # bytes of the states of a chunk, where there are several
 
 
+def is_known(size: Any) -> bool:
+    """Whether a size is a number, and not a symbol of ``jax.export``."""
+    return isinstance(size, int)
+
+
 def length(save: str, steps: int, state_bytes: int, on_cpu: bool = True) -> int:
     """How many steps make a chunk, if the user does not say.
 
@@ -24,7 +29,10 @@ def length(save: str, steps: int, state_bytes: int, on_cpu: bool = True) -> int:
     cache is neither allocated nor fetched. What saves memory takes shorter chunks, a sixth of the steps or their square
     root. Chunks of equal length, if there are any at up to twice the number, compile to one loop instead of two. All
     this is measured on CPUs; elsewhere a chunk is what memory asks for. Under ``vmap`` the bytes are one member's.
+    Where ``jax.export`` leaves a size open, nothing can be weighed, and one chunk takes all steps.
     """
+    if not (is_known(steps) and is_known(state_bytes)):
+        return steps
     if save == "gates" and (not on_cpu or steps * state_bytes <= _SMALL):
         return max(1, steps)
     most = max(1, _CACHE // max(1, state_bytes)) if on_cpu else steps
@@ -41,6 +49,8 @@ def cut(rows: Any, length: int, reverse: bool) -> list[Any]:
     Steps that are left over make a stack of one shorter chunk, which runs last.
     """
     steps = jax.tree.leaves(rows)[0].shape[0]
+    if not is_known(steps):
+        return [jax.tree.map(lambda a: a[None], rows)]
     rest = steps % length
     spans = [(rest, steps), (0, rest)] if reverse else [(0, steps - rest), (steps - rest, steps)]
 

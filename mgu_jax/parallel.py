@@ -23,7 +23,7 @@ from mgu_jax.params import Params
 @partial(jax.jit, static_argnums=0)
 def parallel(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
     """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H], for a cell that is ``linear``."""
-    T = len(xs)
+    T = xs.shape[0]
     if T == 0:
         return jnp.zeros((0, *h0.shape), h0.dtype), h0
     inputs = project(params, xs, plan.product)._replace(k=marks.k)

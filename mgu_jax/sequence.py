@@ -14,7 +14,7 @@ from jax import Array, lax
 from mgu_jax import checks
 from mgu_jax.bptt import Marks, Plan, bptt, entering
 from mgu_jax.cell import advance, arrange, project
-from mgu_jax.chunks import SAVE
+from mgu_jax.chunks import SAVE, is_known
 from mgu_jax.family import MGU, Cell, check_cell
 from mgu_jax.noise import Rates, mask_weights, sample
 from mgu_jax.parallel import parallel
@@ -150,6 +150,8 @@ def scan(
     _, hidden_size = checks.check_params(params, cell)
     checks.check_features("xs", xs, "T, ..., ", params, "W_h")
     steps, *batch, features = xs.shape
+    if implementation == "parallel" and not is_known(steps):
+        raise ValueError(f"implementation 'parallel' needs a number of steps that is known; got {steps}.")
     dtype = checks.dtype_of(params.W_h)
     if h0 is None:
         h0 = jnp.zeros((*batch, hidden_size), dtype)
@@ -169,7 +171,8 @@ def scan(
     params = mask_weights(key, dropconnect, params)
     reset, valid = None if resets is None else jnp.reshape(resets, (steps, rows, 1)), None
     if lengths is not None:
-        valid = jnp.arange(steps)[:, None, None] < jnp.reshape(lengths, (1, rows, 1))
+        counted = jnp.reshape(lengths, (1, rows, 1)).astype(jnp.int32)
+        valid = jnp.arange(steps, dtype=jnp.int32)[:, None, None] < counted
         xs = jnp.where(valid, xs, 0)  # padding may hold anything, and 0 * NaN is NaN
         k = valid.astype(dtype) if k is None else jnp.where(valid, k, 0)
         reset = None if reset is None else reset & valid

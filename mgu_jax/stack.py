@@ -211,7 +211,7 @@ class Stack:
     def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
         rows = end if self.readout == "last" else hs
         if self.readout == "mean":
-            steps = jnp.full(hs.shape[1:-1], len(hs)) if lengths is None else jnp.asarray(lengths)
+            steps = jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
             rows = jnp.sum(hs, 0) / jnp.maximum(steps, 1).astype(hs.dtype)[..., None]
         ys = Products(self.precision, self.compute_dtype)(rows, params.W_y)
         return ys + like(params.b_y, ys)

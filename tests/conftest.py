@@ -18,16 +18,26 @@ _tests = itertools.count(1)
 
 
 @contextmanager
-def double_precision():
-    """x64, and a compiler that does little: these tests ask what a program computes, and compile half as long so.
-
-    Tests in single precision compile as users do.
-    """
+def hasty():
+    """A compiler that does little, for tests that ask what a program computes: they compile half as long so."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
+    yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextmanager
+def double_precision():
+    """x64, and a hasty compiler. Tests in single precision compile as users do."""
+    with hasty(), jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def quick_compiler():
+    """A hasty compiler within the test."""
+    with hasty():
+        yield
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ WRONG = [
      "data.targets must have 50 steps, as data.xs; got shape [9]."),
     (ValueError, {}, lambda step: samples(7), "data must have at least as many samples as a batch, 8; got 7."),
     (ValueError, {}, lambda step: samples(9), "data must give 8 samples, a batch, for step 0; got 9."),
-    (ValueError, {}, lambda step: samples(8, classes=9), RANGE + "got 7."),
+    (ValueError, {}, lambda step: samples(8)._replace(targets=np.full(8, 7)), RANGE + "got 7."),
     (TypeError, {}, lambda step: None, "data must be a Data(xs, targets); got None."),
 ]  # fmt: skip
 

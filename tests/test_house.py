@@ -1,8 +1,10 @@
 """The shape of the house: the corridor of imports, what importing does, what is documented, what the wheel holds."""
 
 import ast
+import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -46,6 +48,16 @@ CORRIDOR = [
     "sidecar",
     "checkpoint",
     "__init__",
+    "interop.__init__",
+    "interop.convert",
+    "interop.weights",
+    "interop.files",
+    "interop.export",
+    "interop.onnx",
+    "interop.flax_layout",
+    "interop.flax_nnx",
+    "interop.flax_linen",
+    "interop.equinox",
 ]
 
 
@@ -54,7 +66,10 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mgu_jax":
             inner = node.module.partition(".")[2]
-            yield from [inner.split(".")[0]] if inner else [alias.name for alias in node.names]
+            if inner in ("", "interop"):
+                yield from (".".join(filter(None, [inner, alias.name])) for alias in node.names)
+            else:
+                yield inner
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative imports hide the corridor"
         elif isinstance(node, ast.Import):
@@ -64,27 +79,32 @@ def imported(path):
 
 
 def test_the_corridor_of_imports_is_straight():
-    files = sorted((ROOT / "mgu_jax").glob("*.py"))
-    assert sorted(path.stem for path in files) == sorted(CORRIDOR)
-    for path in files:
-        place = CORRIDOR.index(path.stem)
+    house = ROOT / "mgu_jax"
+    files = {".".join(path.relative_to(house).with_suffix("").parts): path for path in house.rglob("*.py")}
+    assert sorted(files) == sorted(CORRIDOR)
+    for stem, path in files.items():
+        place = CORRIDOR.index(stem)
         for name in imported(path):
-            assert CORRIDOR.index(name) < place, f"{path.stem} imports {name}, which does not stand above it"
+            assert CORRIDOR.index(name) < place, f"{stem} imports {name}, which does not stand above it"
 
 
 def test_a_broken_corridor_is_noticed(tmp_path):
     path = tmp_path / "params.py"
-    path.write_text("import jax\nfrom mgu_jax import cell\nfrom mgu_jax.bptt import bptt\nimport mgu_jax.train\n")
-    assert list(imported(path)) == ["cell", "bptt", "train"]
+    path.write_text(
+        "import jax\nfrom mgu_jax import cell\nfrom mgu_jax.bptt import bptt\nimport mgu_jax.train\n"
+        "from mgu_jax.interop import files\nfrom mgu_jax.interop.convert import convert\n"
+    )
+    assert list(imported(path)) == ["cell", "bptt", "train", "interop.files", "interop.convert"]
 
 
 def test_files_stay_small():
-    for path in [*(ROOT / "mgu_jax").glob("*.py"), *(ROOT / "experiments").glob("*.py")]:
+    for path in [*(ROOT / "mgu_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
         assert len(path.read_text().splitlines()) <= 300, path.name
 
 
 IMPORT = """
 import json, os, sys
+EXTRAS = "tqdm tyro matplotlib orbax sklearn flax keras equinox haiku safetensors onnx onnxruntime torch".split()
 environment = dict(os.environ)
 import jax
 before = dict(jax.config.values)
@@ -94,7 +114,7 @@ print(json.dumps({
     "configuration": {k: repr(v) for k, v in before.items() if jax.config.values[k] != v},
     "environment": sorted(set(os.environ.items()) ^ set(environment.items())),
     "backends": list(xla_bridge._backends),
-    "extras": [m for m in ("tqdm", "tyro", "matplotlib", "orbax", "sklearn", "flax", "keras") if m in sys.modules],
+    "extras": [m for m in EXTRAS if m in sys.modules],
 }))
 """
 
@@ -102,6 +122,20 @@ print(json.dumps({
 def test_importing_changes_no_configuration_and_starts_no_backend():
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout) == {"configuration": {}, "environment": [], "backends": [], "extras": []}
+
+
+ADAPTERS = {"flax_nnx": ("flax.nnx", "flax"), "flax_linen": ("flax.linen", "flax")}
+ADAPTERS |= {name: (name, name) for name in ("equinox", "onnx")}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_without_its_framework_names_the_extra(name, monkeypatch):
+    module, extra = ADAPTERS[name]
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"mgu_jax.interop.{name}", raising=False)
+    text = f"{module} is needed here and not installed: pip install 'mgu_jax[{extra}]'."
+    with pytest.raises(ImportError, match=f"^{re.escape(text)}$"):
+        importlib.import_module(f"mgu_jax.interop.{name}")
 
 
 def public():
@@ -140,7 +174,7 @@ def test_the_wheel_holds_the_package_alone_and_imports(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"mgu_jax", f"mgu_jax-{mgu.__version__}.dist-info"}
-    assert {f"mgu_jax/{name}.py" for name in CORRIDOR} <= set(names)
+    assert {f"mgu_jax/{name.replace('.', '/')}.py" for name in CORRIDOR} <= set(names)
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import mgu_jax; print(mgu_jax.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ".whl" in done.stdout

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+import mgu_jax as mgu
 from experiments import features, tables
 from experiments.__main__ import NAMES
 from mgu_jax.gradients import relative_error
@@ -19,8 +21,17 @@ def result(name):
     return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
 
 
+COMING = re.search(r"\n## Coming from .*?(?=\n## )", README, re.DOTALL)[
+    0
+]  # whole programs, of packages that may be absent
+
+
+def code(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
 def test_the_code_blocks_run_one_after_the_other(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = code(README.replace(COMING, ""))
     assert len(blocks) >= 2
     names = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -35,6 +46,78 @@ def test_the_code_blocks_run_one_after_the_other(capsys):
     for got, wanted in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(one), strict=True):
         assert relative_error(got, wanted) < 2e-5
     assert "manual:autodiff" in capsys.readouterr().out
+
+
+SECTIONS = dict(re.findall(r"\n### (.*?)\n(.*?)(?=\n### |$)", COMING, re.DOTALL))
+PACKAGES = {"Flax NNX": "flax", "Flax Linen": "flax", "Equinox": "equinox", "Haiku": "haiku", "Keras": "keras"} | {
+    "PyTorch": "torch",
+    "And out again": "onnx",
+}
+
+
+def close(one, other):
+    np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+def recipe(cell, names, drive):
+    """A recipe's cell in its framework's own loop, ``drive(xs [B, T, D]) -> (weights, ys [B, T, H])``, against scan."""
+    xs = jax.random.normal(jax.random.key(1), (3, 6, 4))
+    weights, ys = drive(xs)
+    hs, _ = mgu.scan(names["from_dict"](weights), xs.swapaxes(0, 1), cell=cell)
+    close(ys, hs.swapaxes(0, 1))
+
+
+def check_haiku(names):
+    import haiku as hk
+
+    def drive(xs):
+        def run(xs):
+            core = names["MGU"](5, mgu.MGU1)
+            return hk.dynamic_unroll(core, xs, core.initial_state(len(xs)), time_major=False)[0]
+
+        function = hk.transform(run)
+        params = function.init(jax.random.key(0), xs)
+        return params["mgu"], function.apply(params, None, xs)
+
+    recipe(mgu.MGU1, names, drive)
+
+
+def check_keras(names):
+    import keras
+
+    def drive(xs):
+        layer = keras.layers.RNN(names["MGUCell"](5, mgu.MGU1), return_sequences=True)
+        ys = layer(xs)
+        assert len(layer.trainable_weights) == 5
+        return {n: w.value for n, w in layer.cell.terms.items()}, ys
+
+    recipe(mgu.MGU1, names, drive)
+
+
+CHECKS = {
+    "Flax NNX": lambda n: close(n["carry"], n["theirs"][0]),
+    "Flax Linen": lambda n: close(n["same"], n["ys"]),
+    "Equinox": lambda n: close(n["last"], n["theirs"]),
+    "Haiku": check_haiku,
+    "Keras": check_keras,
+    "PyTorch": lambda n: close(n["ours"], n["module"](n["x"], n["h"]).detach()),
+    "And out again": lambda n: close(n["ys"], n["model"].apply(n["params"], np.zeros((28, 5, 28), np.float32))),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the frameworks' own
+@pytest.mark.parametrize("name", SECTIONS)
+def test_coming_from(name, tmp_path, monkeypatch, quick_compiler):
+    """Each section's blocks run, and before and after are what the text says; a recipe computes what scan computes."""
+    pytest.importorskip(PACKAGES[name])
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "readme"}
+    blocks = code(SECTIONS[name])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            assert len(block.splitlines()) <= 20
+            exec(block, names)
+        CHECKS[name](names)
 
 
 def figures():

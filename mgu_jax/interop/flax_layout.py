@@ -1,0 +1,56 @@
+"""``scan`` with the axes and the arguments of Flax's RNN, which linen and nnx share."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from mgu_jax import checks
+from mgu_jax.family import Cell
+from mgu_jax.params import Params
+from mgu_jax.sequence import scan
+
+
+def check_ours(cell: Any, kind: type) -> None:
+    """``cell`` is one that ``scan`` can run."""
+    if not isinstance(cell, kind):
+        raise TypeError(f"cell must be a {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
+
+
+def run(
+    params: Params,
+    inputs: Array,
+    initial_carry: Array | None,
+    cell: Cell,
+    *,
+    seq_lengths: Array | None,
+    resets: Array | None,
+    time_major: bool,
+    reverse: bool,
+    keep_order: bool,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """inputs [..., T, D], or [T, ..., D] if time_major -> carry [..., H] and outputs [..., T, H] or [T, ..., H].
+
+    Outputs of ``reverse`` come in the order of running, unless ``keep_order``; padding stays at the end.
+    """
+    checks.check_features("inputs", inputs, "time, ..., " if time_major else "..., time, ", params, "W_h")
+    axis = 0 if time_major else inputs.ndim - 2
+    xs = jnp.moveaxis(jnp.asarray(inputs), axis, 0)
+    if resets is not None:
+        resets = jnp.moveaxis(jnp.asarray(resets), axis, 0)
+    hs, carry = scan(
+        params, xs, initial_carry, cell=cell, lengths=seq_lengths, resets=resets, reverse=reverse, **options
+    )
+    if reverse and not keep_order:
+        hs = _turned(hs, seq_lengths)
+    return carry, jnp.moveaxis(hs, 0, axis)
+
+
+def _turned(hs: Array, lengths: Any) -> Array:
+    """The steps of each sequence from its last to its first, [T, ..., H]."""
+    if lengths is None:
+        return hs[::-1]
+    lengths = jnp.asarray(lengths, jnp.int32)[None]
+    t = jnp.arange(hs.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (lengths.ndim - 1))
+    return jnp.take_along_axis(hs, jnp.where(t < lengths, lengths - 1 - t, t)[..., None], 0)

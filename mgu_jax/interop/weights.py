@@ -1,0 +1,210 @@
+"""Weights of other libraries, in their names and layouts: ``flax.linen.MGUCell``, PyTorch's stacks, the notebook.
+
+Arrays are copied bit by bit, and come out as NumPy's in the dtype that they had, so that every round trip is exact.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mgu_jax import checks
+from mgu_jax.family import FLAX_MGU, MGU, UGRNN, Cell, check_cell
+from mgu_jax.interop.convert import convert, full
+from mgu_jax.params import Params
+from mgu_jax.stack import ModelParams
+
+FLAX_NO_RESET = Cell(reset="none", update="1-f")  # flax.linen.MGUCell(reset_gate=False)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.array(np.asarray(value), order="C")
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = str(error).partition("\n")[0].rstrip(".")
+        raise TypeError(f"{name} must be what np.asarray takes; got {checks.describe(value)} ({what}).") from error
+
+
+def _entries(name: str, mapping: Any, wanted: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    if not isinstance(mapping, Mapping) or any(key not in mapping for key in wanted):
+        came = sorted(map(str, mapping)) if isinstance(mapping, Mapping) else checks.describe(mapping)
+        raise ValueError(f"{name} must hold {' and '.join(wanted)}; got {came}.")
+    return {key: _array(f"{name}[{key!r}]", mapping[key]) for key in (*wanted, *optional) if key in mapping}
+
+
+def _copied(params: Params, cell: Cell) -> Params:
+    """As NumPy arrays, once they are found to be of the cell."""
+    checks.check_params(params, cell)
+    return Params(*(None if v is None else _array(name, v) for name, v in params._asdict().items()))
+
+
+def _checked(arrays: Sequence[Any], cell: Cell) -> Params:
+    params = Params(*arrays)
+    checks.check_params(params, cell)
+    return params
+
+
+def from_flax(variables: Mapping[str, Any], cell: Cell | None = None) -> tuple[Params, Cell]:
+    """The variables of a ``flax.linen.MGUCell``, ``{"params": {"if": ..., "hf": ..., "in": ..., "hn": ...}}``.
+
+    Args:
+        variables: with or without "params" around them. Of an ``nn.RNN``, what stands in "cell".
+        cell: the member to bring them to; ``None`` is ``FLAX_MGU`` with a reset (there is a bias in "hn"), and without
+            one ``UGRNN``, which is the same function with the gate's weights negated.
+
+    Raises:
+        TypeError: an entry that is no array.
+        ValueError: entries that are missing or do not fit each other, or a member that is another function.
+    """
+    variables = variables.get("params", variables) if isinstance(variables, Mapping) else variables
+    _check_groups(variables)
+    gate, candidate = (_entries(f"variables[{k!r}]", variables[k], ("kernel", "bias")) for k in ("if", "in"))
+    hf = _entries("variables['hf']", variables["hf"], ("kernel",))
+    hn = _entries("variables['hn']", variables["hn"], ("kernel",), ("bias",))
+    params = Params(
+        gate["kernel"], hf["kernel"], gate["bias"], candidate["kernel"], hn["kernel"], candidate["bias"], hn.get("bias")
+    )
+    theirs, ours = (FLAX_MGU, FLAX_MGU) if "bias" in hn else (FLAX_NO_RESET, UGRNN)
+    return convert(params, theirs, cell or ours), cell or ours
+
+
+def _check_groups(variables: Any) -> None:
+    groups = ("if", "hf", "in", "hn")
+    if not isinstance(variables, Mapping) or any(key not in variables for key in groups):
+        came = sorted(map(str, variables)) if isinstance(variables, Mapping) else checks.describe(variables)
+        raise ValueError(f"variables must hold {', '.join(groups)}, as flax.linen.MGUCell makes them; got {came}.")
+
+
+def to_flax(params: Params, cell: Cell = FLAX_MGU) -> dict[str, Any]:
+    """The variables of ``flax.linen.MGUCell``: with reset_gate=True of ``FLAX_MGU``, with False of ``UGRNN``.
+
+    Raises:
+        TypeError, ValueError: params are not of cell, or cell is a member that Flax's cannot compute, such as ``MGU``.
+    """
+    check_cell(cell)
+    p = convert(_copied(params, cell), cell, FLAX_NO_RESET if cell.reset == "none" else FLAX_MGU)
+    hn = {"kernel": p.U_h} | ({} if p.b_r is None else {"bias": p.b_r})
+    gate, candidate = {"kernel": p.W_f, "bias": p.b_f}, {"kernel": p.W_h, "bias": p.b_h}
+    return {"params": {"if": gate, "hf": {"kernel": p.U_f}, "in": candidate, "hn": hn}}
+
+
+def _check_full(cell: Any) -> None:
+    check_cell(cell)
+    if cell != full(cell) or cell.layer_norm:
+        raise ValueError(
+            "cell must be one with W_f, U_f, b_f, dense U_f and U_h and no layer normalisation, which is what the "
+            f"stacks hold (mgu_jax.interop.convert makes it of others); got {cell}."
+        )
+
+
+def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", suffix: str = "") -> Params:
+    """The state dict of an MGU in PyTorch's layout, the gate's rows above the candidate's.
+
+    Args:
+        state: ``weight_ih`` [2H, D], ``weight_hh`` [2H, H], and ``bias`` [2H], or ``bias_ih`` and ``bias_hh`` [2H] as
+            ``torch.nn.GRU`` has them, or no bias: anything that ``np.asarray`` takes. Other entries are let be.
+        cell: the member whose equations the module computes: how it resets, and whether f or 1 - f is the share of the
+            candidate. Two biases that are only ever added are added; after the product, bias_hh has b_r.
+        prefix, suffix: around the names, such as "rnn." and "_l0".
+
+    Raises:
+        TypeError: an entry that is no array.
+        ValueError: entries that are missing or of other shapes, or a member that lacks what the stacks hold.
+    """
+    _check_full(cell)
+    names = {n: f"{prefix}{n}{suffix}" for n in ("weight_ih", "weight_hh", "bias", "bias_ih", "bias_hh")}
+    wanted = [names["weight_ih"], names["weight_hh"]]
+    found = _entries("state", state, wanted, list(names.values())[2:])
+    W, U = (found[name] for name in wanted)
+    H = U.shape[-1] if U.ndim else 0
+    for name, array, shape in ((wanted[1], U, (2 * H, H)), (wanted[0], W, (2 * H, *W.shape[1:2]))):
+        if array.ndim != 2 or array.shape != shape:
+            rule = "[2H, H]" if array is U else f"[{2 * H}, D] ({wanted[1]} is {list(U.shape)})"
+            raise ValueError(f"state[{name!r}] must have shape {rule}; got {list(array.shape)}.")
+    biases = {n: found[names[n]] for n in ("bias", "bias_ih", "bias_hh") if names[n] in found}
+    for name, array in biases.items():
+        if array.shape != (2 * H,):
+            raise ValueError(f"state[{names[name]!r}] must have shape [{2 * H}]; got {list(array.shape)}.")
+    b_r = None
+    if cell.reset == "after":
+        b_hh = biases.pop("bias_hh", np.zeros(2 * H, W.dtype))
+        b_r = b_hh[H:]
+        if b_hh[:H].any():
+            biases["bias_hh"] = np.concatenate([b_hh[:H], np.zeros_like(b_r)])
+    first, *others = biases.values() or [np.zeros(2 * H, W.dtype)]
+    b = sum(others, first)
+    gate, candidate = ([np.ascontiguousarray(a[rows].T) for a in (W, U, b)] for rows in (slice(H), slice(H, None)))
+    return _checked((*gate, *candidate, b_r), cell)
+
+
+def to_torch(params: Params, cell: Cell = MGU, *, prefix: str = "", suffix: str = "") -> dict[str, np.ndarray]:
+    """The inverse of ``from_torch``: ``weight_ih``, ``weight_hh`` and ``bias``, as NumPy arrays.
+
+    A member that resets after the product has ``bias_ih`` and ``bias_hh`` in the place of ``bias``, the latter for b_r.
+
+    Raises:
+        TypeError, ValueError: params are not of cell, or cell lacks what the stacks hold.
+    """
+    _check_full(cell)
+    p = _copied(params, cell)
+    state = {
+        "weight_ih": np.concatenate([p.W_f.T, p.W_h.T]),
+        "weight_hh": np.concatenate([p.U_f.T, p.U_h.T]),
+        "bias" if p.b_r is None else "bias_ih": np.concatenate([p.b_f, p.b_h]),
+    }
+    if p.b_r is not None:
+        state["bias_hh"] = np.concatenate([np.zeros_like(p.b_f), p.b_r])
+    return {f"{prefix}{name}{suffix}": np.ascontiguousarray(array) for name, array in state.items()}
+
+
+NOTEBOOK = ("W_f", "U_f", "W_h", "U_h", "W_y", "b_f", "b_h", "b_y")
+
+
+def from_notebook(arrays: Sequence[Any]) -> ModelParams:
+    """The notebook's list [W_f, U_f, W_h, U_h, W_y, b_f, b_h, b_y], whose matrices stand on the left of columns.
+
+    Args:
+        arrays: W [H, D], U [H, H], W_y [K, H], b [H, 1] and b_y [K, 1].
+
+    Returns:
+        The parameters of ``mgu_jax.model(D, (H,), K)``.
+
+    Raises:
+        TypeError: an entry that is no array.
+        ValueError: not eight entries, or shapes that do not belong together.
+    """
+    if not isinstance(arrays, list | tuple) or len(arrays) != len(NOTEBOOK):
+        raise ValueError(f"arrays must be the list {', '.join(NOTEBOOK)}; got {_counted(arrays)}.")
+    found = {name: _array(name, a) for name, a in zip(NOTEBOOK, arrays, strict=True)}
+    for name, array in found.items():
+        if array.ndim != 2 or (name[0] == "b" and array.shape[1] != 1):
+            rule = "[.., 1]" if name[0] == "b" else "two axes"
+            raise ValueError(f"{name} must have {rule}, as in the notebook; got {list(array.shape)}.")
+    p = {n: np.ascontiguousarray(a.T) if n[0] != "b" else a[:, 0].copy() for n, a in found.items()}
+    layer = _checked([p[n] for n in Params._fields[:6]], MGU)
+    H = len(layer.b_h)
+    for name, shape in (("W_y", (H, p["W_y"].shape[1])), ("b_y", p["W_y"].shape[1:])):
+        checks.check_shape(f"{name} transposed", p[name], shape, f"H is {H}, and W_y has the outputs")
+    return ModelParams((layer,), p["W_y"], p["b_y"])
+
+
+def _counted(arrays: Any) -> str:
+    return f"{len(arrays)} entries" if isinstance(arrays, list | tuple) else checks.describe(arrays)
+
+
+def to_notebook(params: ModelParams) -> list[np.ndarray]:
+    """The inverse of ``from_notebook``, for a model of one layer of the paper's cell and nothing else.
+
+    Raises:
+        TypeError: params is no ModelParams.
+        ValueError: more than one layer, or what the notebook has not.
+    """
+    if not isinstance(params, ModelParams):
+        raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
+    more = [name for name in ("backward", "h0", "embedding") if getattr(params, name) is not None]
+    if len(params.layers) != 1 or more:
+        raise ValueError(
+            f"params must be of one layer and a readout; got {len(params.layers)} and {', '.join(more) or 'no more'}."
+        )
+    p = _copied(params.layers[0], MGU)._asdict() | {"W_y": _array("W_y", params.W_y), "b_y": _array("b_y", params.b_y)}
+    return [np.ascontiguousarray(p[n].T) if n[0] != "b" else p[n][:, None] for n in NOTEBOOK]
