@@ -34,7 +34,7 @@ SIZES: tuple[Size, ...] = (
 )
 LONG: tuple[Size, ...] = ((8, 1000, 64, 64), (8, 10_000, 64, 64))
 ON_DEVICES = ("MGU", "RESET_AFTER_MGU", "flax MGU", "flax GRU", "equinox GRU", "haiku GRU", "keras GRU")
-MEMORY = ("MGU", "MGU, states", "MGU, chunks", "MGU, autodiff", "flax MGU", "flax GRU")
+MEMORY = ("MGU", "MGU, states", "MGU, states, one chunk", "MGU, chunks", "MGU, autodiff", "flax MGU", "flax GRU")
 Rows = Iterator[dict[str, Any]]
 
 

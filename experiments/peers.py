@@ -99,9 +99,12 @@ def _keras(size: Size) -> Any:
 OURS = {
     "MGU": Layer("mgu_jax", _ours),
     "MGU, states": Layer("mgu_jax", partial(_ours, save="states")),
+    "MGU, states, one chunk": Layer("mgu_jax", partial(_ours, save="states", chunk=1_000_000)),
     "MGU, chunks": Layer("mgu_jax", partial(_ours, save="chunks")),
     "MGU, autodiff": Layer("mgu_jax", partial(_ours, implementation="autodiff")),
     "RESET_AFTER_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.RESET_AFTER_MGU)),
+    "FLAX_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.FLAX_MGU)),
+    "DIAGONAL_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.DIAGONAL_MGU)),
     "MIN_GRU": Layer("mgu_jax", partial(_ours, cell=mgu.MIN_GRU)),
 }
 PEERS = {

@@ -71,7 +71,8 @@ def beside_the_peers(rows: Rows) -> list[str]:
     """The README's first table: a size a line."""
     found = Times(rows)
     heads = ["B, T, D, H", "ms", "ms, 2 devices", "flax MGU", "flax MGU, 2 devices", "fastest GRU", "flax GRU"]
-    lines = ["| " + " | ".join([*heads, "floors", "floors, 2 devices", "products alone"]) + " |", "|---" * 10 + "|"]
+    heads += ["floors", "floors, 2 devices", "products alone", "no products in the loop"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for size in found.sizes:
         cells = [", ".join(map(str, size))]
         for devices in (1, 2):
@@ -83,6 +84,7 @@ def beside_the_peers(rows: Rows) -> list[str]:
         cells.append(_pair(*(ratio for _, ratio in fastest)) + (f" ({', '.join(names)})" if names else ""))
         cells.append(_pair(*(found.ratio(size, "flax GRU", which) for which in ("forward", "both"))))
         cells += [_number(found.floors(size)), _number(found.floors(size, 2)), _number(found.products(size))]
+        cells.append(_number(found.ratio(size, "DIAGONAL_MGU")))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -110,6 +112,7 @@ def figures(rows: Rows) -> list[str]:
     for size in six:
         for which, ratios in reset_after.items():
             ratios.append(found.ratio(size, "flax MGU", which) / found.ratio(size, "RESET_AFTER_MGU", which))
+    same = [found.ratio(size, "flax MGU") / found.ratio(size, "FLAX_MGU") for size in six]
     for what, ratios in {
         "flax's MGU, forward and backward": [found.ratio(size, "flax MGU") for size in six],
         "the fastest GRU of any library, forward and backward": [found.fastest_gru(size)[1] for size in six],
@@ -117,12 +120,21 @@ def figures(rows: Rows) -> list[str]:
         "flax's GRU, forward and backward": [found.ratio(size, "flax GRU") for size in six],
         "flax's MGU, forward, in our RESET_AFTER_MGU": reset_after["forward"],
         "flax's MGU, forward and backward, in our RESET_AFTER_MGU": reset_after["both"],
+        "flax's MGU, forward and backward, in our FLAX_MGU, the same function": same,
     }.items():
         known = [ratio for ratio in ratios if not np.isnan(ratio)]
         if known:
             text = f"{min(known):.2f} to {max(known):.2f}, geometric mean {_mean(known):.2f}"
             line(f"time of {what}{'' if 'in our' in what else ', in ours'}, T < 1,000", text)
-    for name in ("MGU", "MGU, states", "MGU, chunks", "MGU, autodiff", "flax MGU", "flax GRU"):
+    for name in (
+        "MGU",
+        "MGU, states",
+        "MGU, states, one chunk",
+        "MGU, chunks",
+        "MGU, autodiff",
+        "flax MGU",
+        "flax GRU",
+    ):
         units = [row["units"] for row in of["memory"] if row["name"] == name]
         ratios = [found.ratio(size, name) for size in six]
         if units:

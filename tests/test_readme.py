@@ -1,7 +1,11 @@
 """What the README says is true: its code runs, and its figures are those of the result files."""
 
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
-from experiments import features, tables
+from experiments import features, tables, training
 from experiments.__main__ import NAMES
 from mgu_jax.gradients import relative_error
 
@@ -21,17 +25,21 @@ def result(name):
     return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
 
 
-COMING = re.search(r"\n## Coming from .*?(?=\n## )", README, re.DOTALL)[
-    0
-]  # whole programs, of packages that may be absent
+# Whole programs, of packages that may be absent
+(COMING,) = re.findall(r"\n## Coming from .*?(?=\n## )", README, re.DOTALL)
 
 
 def code(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_code_blocks_run_one_after_the_other(capsys):
-    blocks = code(README.replace(COMING, ""))
+def is_file(block):
+    return block.startswith("# train.py\n")
+
+
+def test_the_code_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = [block for block in code(README.replace(COMING, "")) if not is_file(block)]
     assert len(blocks) >= 2
     names = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -46,6 +54,40 @@ def test_the_code_blocks_run_one_after_the_other(capsys):
     for got, wanted in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(one), strict=True):
         assert relative_error(got, wanted) < 2e-5
     assert "manual:autodiff" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "runs" / "mine").iterdir()) == ["100", "200"]
+
+
+@pytest.mark.slow
+def test_the_commands_for_several_machines_run(tmp_path):
+    (text,) = (block for block in code(README) if is_file(block))
+    (tmp_path / "train.py").write_text(text)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    commands = [
+        line.split("#")[0].split() for line in re.findall(r"    JAX_NUM_CPU_DEVICES=2 (python train.py .*)", README)
+    ]
+    assert len(commands) == 2
+    started = []
+    for _, script, _, processes, which in commands:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, script, address, processes, which],
+                cwd=tmp_path,
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0]
+    loss = re.search(r"^loss (.*) on 4 devices$", said[0], re.MULTILINE)
+    assert float(loss[1]) < 0.5
+    assert "loss" not in said[1]
 
 
 SECTIONS = dict(re.findall(r"\n### (.*?)\n(.*?)(?=\n### |$)", COMING, re.DOTALL))
@@ -136,6 +178,7 @@ def figures():
     sweep = result("sweep")
     best = f"the best of them {100 * sweep['best']['accuracy']:.2f} %, chosen on the digits that it is measured on"
     yield f"| 64 MGUs on two CPU devices take {sweep['share']:.2f} of 64 times one MGU on one; {best} | |"
+    yield "\n".join(training.table(result("training")["rows"]))
     for dtype in ("float64", "float32"):
         row = [r for r in result("gradients")["rows"] if r["dtype"] == dtype]
         errors = [max(r[kind] for r in row) for kind in ("autodiff", "differences")]
