@@ -10,7 +10,7 @@ import sys
 from experiments.run import BadRequest, parse
 from mgu_jax import NotFinite
 
-NAMES = ("digits", "mnist-rows", "notebook", "gradients", "features", "benchmark", "sweep")
+NAMES = ("digits", "mnist-rows", "notebook", "gradients", "features", "benchmark", "sweep", "data")
 
 
 def _module(name: str):

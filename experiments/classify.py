@@ -8,7 +8,7 @@ import numpy as np
 
 import mgu_jax as mgu
 from experiments import plots
-from experiments.data import DataSet
+from experiments.files import DataSet
 from experiments.run import BadRequest, Common, Run, saved
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.fit import begin

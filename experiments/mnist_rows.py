@@ -30,7 +30,7 @@ class Config(Common):
 
 def main(config: Config) -> None:
     """Train on the 60,000, test on the 10,000."""
-    mnist = data.mnist(config.data_dir)
+    mnist = data.mnist(config.data_dir, config.download)
     epoch = max(1, len(mnist.train.xs) // config.batch_size)
     classify(
         "mnist-rows",

@@ -24,13 +24,21 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True)
-class Common:
+class Places:
+    """Where data sets are looked for."""
+
+    data_dir: Path | None = None
+    """Folder to look for data sets in, before that of MGU_JAX_DATA, ~/.cache/mgu_jax and installed packages."""
+    download: bool = False
+    """Fetch a data set that is nowhere from its official address into ~/.cache/mgu_jax."""
+
+
+@dataclass(frozen=True)
+class Common(Places):
     """The flags of every experiment."""
 
     out: Path | None = None
     """Folder of the run; runs/NAME if not given. An earlier run there is kept, under a number."""
-    data_dir: Path | None = None
-    """Folder with data sets; the environment variable MGU_JAX_DATA if not given."""
     seed: int = 0
     """Everything random follows from it."""
     steps: int | None = None
@@ -50,7 +58,8 @@ class Common:
                 raise BadRequest(f"{flag} must be a number above 0; got {value}.")
 
 
-Config = TypeVar("Config", bound=Common)
+Config = TypeVar("Config", bound=Places)
+_NO_SETTINGS = ("out", "data_dir", "download", "resume")
 NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm", "orbax.checkpoint")
 
 
@@ -74,7 +83,7 @@ def _versions() -> dict[str, str]:
 
 def _settings(config: Common) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "resume")}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_SETTINGS}
     return json.loads(json.dumps(settings, default=str))
 
 
