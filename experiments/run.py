@@ -54,7 +54,18 @@ class Common(Places):
             if field.name == "seed":
                 if not 0 <= value < 2**32:
                     raise BadRequest(f"{flag} must be a whole number in [0, 2^32); got {value}.")
-            elif isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            elif field.name == "forget_bias":
+                if not math.isfinite(value):
+                    raise BadRequest(f"{flag} must be a number or chrono; got {value}.")
+            elif field.name == "dropout":
+                if not 0 <= value < 1:
+                    raise BadRequest(f"{flag} must be a number in [0, 1); got {value}.")
+            elif field.name == "weight_decay":
+                if not 0 <= value < math.inf:
+                    raise BadRequest(f"{flag} must be a number of at least 0; got {value}.")
+            elif not 0 < value < math.inf:
                 raise BadRequest(f"{flag} must be a number above 0; got {value}.")
 
 
@@ -205,3 +216,15 @@ class Run:
         draft = self.path("metrics.jsonl.part")
         draft.write_text("".join(kept))
         draft.replace(self.path("metrics.jsonl"))
+
+    def log_seconds(self, step: int, seconds: float) -> None:
+        """How long the run took up to this step; apart from the metrics, which are the same in every run."""
+        with self.path("seconds.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "seconds": seconds}) + "\n")
+
+    def seconds(self, step: int) -> float:
+        """How long the run took up to this step, in the processes before this one."""
+        path = self.path("seconds.jsonl")
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return next((row["seconds"] for row in reversed(rows) if row["step"] == step), 0.0)
