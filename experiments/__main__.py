@@ -25,6 +25,7 @@ NAMES = (
     "benchmark",
     "sweep",
     "data",
+    "report",
 )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 
-from experiments import text
+from experiments import cells, plots, text
 from experiments.language import learn_language, sample
 from experiments.learning import Training
 from experiments.measures import BITS, table
@@ -38,6 +38,12 @@ def main(config: Config) -> None:
         drawn = sample(learned.model, params, first, config.characters, jax.random.key(seed), config.temperature)
         samples.append("".join(data.symbols[token] for token in drawn))
     learned.run.finish(learned.result | {"samples": samples, "temperature": config.temperature})
+    written = "config.json, metrics.jsonl, result.json, learning_curve.png"
+    if config.cell in cells.FAMILY:
+        tokens, params = data.test.xs[:80], learned.params[0]
+        gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cells.FAMILY[config.cell])
+        plots.sentence_and_gates(learned.run.path("gates.png"), gates, [data.symbols[token] for token in tokens])
+        written += ", gates.png"
     print(table(BITS, learned.result))
     print(samples[0])
-    print(f"\nwritten to {learned.run.folder}: config.json, metrics.jsonl, result.json, learning_curve.png")
+    print(f"\nwritten to {learned.run.folder}: {written}")

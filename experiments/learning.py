@@ -208,6 +208,7 @@ def learn(
     params = [jax.tree.map(lambda a, i=i: a[i], jax.device_get(chosen)) for i in range(config.seeds)]
     frozen = np.asarray(state.stopped)
     result = {
+        "settings": run.record["settings"],
         "cell": config.cell,
         "hidden_size": width,
         "parameters": cells.counts(model),

@@ -58,6 +58,63 @@ def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measur
     _save(figure, path)
 
 
+# The same cell in the same colour and mark everywhere: (colour, mark).
+CELLS = {
+    "mgu": (ORANGE, "o"),
+    "gru": (BLUE, "s"),
+    "lstm": ("#009E73", "D"),
+    "flax-mgu": ("#CC79A7", "^"),
+    "reset-after-mgu": ("#E69F00", "v"),
+    "ugrnn": ("#56B4E9", "P"),
+    "mgu1": (ORANGE, "X"),
+    "mgu2": (ORANGE, "*"),
+    "mgu3": (ORANGE, "d"),
+    "diagonal-mgu": ("#000000", "o"),
+    "min-gru": ("#000000", "s"),
+    "linen-mgu": ("#CC79A7", "s"),
+}
+
+
+def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any) -> None:
+    """A panel an experiment, a row a run: a mark for each seed, a line at their mean."""
+    count = len(results)
+    most = max(map(len, results.values()))
+    columns = min(2, count)
+    shape = (-(-count // columns), columns)
+    figure, panels = _figure(*shape, figsize=(3.6 * columns, (0.3 * most + 1.2) * shape[0]), squeeze=False)
+    for axes, (name, rows) in zip(panels.flat, results.items(), strict=False):
+        measure = measure_of(rows[0])
+        factor = 100 if measure.name == "accuracy" else 1
+        for i, row in enumerate(rows):
+            colour, mark = CELLS[row["cell"]]
+            each = factor * np.array(row[f"{measure.name}_per_seed"], float)
+            axes.plot(each, np.full(len(each), i), mark, color=colour, alpha=0.6, markersize=5, linestyle="none")
+            axes.plot([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3], color=colour, linewidth=2)
+        labels = [f"{row['cell']}, H = {row['hidden_size']}" for row in rows]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"test {measure.label}{' (%)' if factor > 1 else ''}")
+        axes.set_title(name, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in list(panels.flat)[count:]:
+        axes.set_visible(False)
+    _save(figure, path)
+
+
+def sentence_and_gates(path: Path, gates: np.ndarray, symbols: list[str]) -> None:
+    """How much each unit overwrites while a sentence is read, gates [T, H], and the mean over the units above it."""
+    order = gates.mean(0).argsort()
+    width = max(4.0, 0.16 * len(symbols))
+    figure, (top, bottom) = _figure(2, 1, figsize=(width, 4.2), height_ratios=(1, 2.5), sharex=True)
+    top.bar(range(len(symbols)), gates.mean(1), color=ORANGE)
+    top.set(ylabel="mean gate", ylim=(0, None))
+    top.spines[["top", "right"]].set_visible(False)
+    image = bottom.imshow(gates[:, order].T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    bottom.set_xticks(range(len(symbols)), [{"\n": "\\n", " ": "_"}.get(s, s) for s in symbols], fontsize=8)
+    bottom.set(xlabel="character read", ylabel="hidden unit, sorted")
+    figure.colorbar(image, ax=bottom, label="gate f (1 overwrites)", location="bottom", fraction=0.08)
+    _save(figure, path)
+
+
 def loss_per_time_step(path: Path, curves: dict[int, np.ndarray]) -> None:
     """The loss of every time step, one line an iteration (iteration -> [T])."""
     figure, axes = _figure(figsize=(4.5, 3))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -69,7 +70,7 @@ class Common(Places):
                 raise BadRequest(f"{flag} must be a number above 0; got {value}.")
 
 
-Config = TypeVar("Config", bound=Places)
+Config = TypeVar("Config")
 _NO_SETTINGS = ("out", "data_dir", "download", "resume")
 NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm", "orbax.checkpoint")
 
@@ -96,6 +97,12 @@ def _settings(config: Common) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_SETTINGS}
     return json.loads(json.dumps(settings, default=str))
+
+
+def _command(arguments: list[str]) -> str:
+    """What one types to have the run again: without the folders of this machine."""
+    kept = re.sub(r"--(out|data[-_]dir)(=| )\S+|--resume|--download", "", " ".join(arguments))
+    return " ".join(["python", "-m", "experiments", *kept.split()])
 
 
 def use_devices(asked: int | None) -> int:
@@ -144,7 +151,7 @@ class Run:
         self.folder = Path(config.out) if config.out else Path("runs") / name
         self.record = {
             "experiment": name,
-            "command": " ".join(["python", "-m", "experiments", *sys.argv[1:]]),
+            "command": _command(sys.argv[1:]),
             "settings": _settings(config) | (resolved or {}),
             "data_dir": str(config.data_dir or os.environ.get("MGU_JAX_DATA")),
             "versions": _versions(),
