@@ -10,7 +10,24 @@ import sys
 from experiments.run import BadRequest, parse
 from mgu_jax import NotFinite
 
-NAMES = ("digits", "mnist-rows", "notebook", "gradients", "features", "benchmark", "sweep", "training")
+NAMES = (
+    "digits",
+    "mnist-rows",
+    "mnist-pixels",
+    "adding",
+    "words",
+    "chars",
+    "imdb",
+    "vowels",
+    "notebook",
+    "gradients",
+    "features",
+    "benchmark",
+    "sweep",
+    "training",
+    "data",
+    "report",
+)
 
 
 def _module(name: str):
@@ -23,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name in ("list", "--help", "-h"):
             print("python -m experiments NAME [--flags], where NAME is one of:\n")
             for known in NAMES:
-                print(f"  {known:12}{(_module(known).__doc__ or '').splitlines()[0]}")
+                print(f"  {known:13}{(_module(known).__doc__ or '').splitlines()[0]}")
             print("\npython -m experiments NAME --help shows the flags of one.")
             return 0
         if name not in NAMES:

@@ -26,22 +26,92 @@ def _save(figure: Any, path: Path) -> None:
     require("matplotlib.pyplot", "experiments").close(figure)
 
 
-def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str) -> None:
-    """Loss and test accuracy over the optimiser's steps, from the lines of metrics.jsonl."""
+def _over_steps(axes: Any, rows: list[dict[str, Any]], name: str, factor: float, **look: Any) -> None:
+    """The mean over the seeds by step, and the range between the seeds where there are several."""
+    steps = [row["step"] for row in rows]
+    axes.plot(steps, [factor * row[name] for row in rows], marker=".", **look)
+    each = factor * np.array([row[f"{name}_per_seed"] for row in rows])
+    if rows and each.shape[1] > 1:
+        low, high = np.nanmin(each, 1), np.nanmax(each, 1)
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measure: Any) -> None:
+    """Loss, and a ``Measure`` of what was watched, over the optimiser's steps, from the lines of metrics.jsonl."""
     figure, (left, right) = _figure(1, 2, figsize=(8, 3))
-    for split, colour in (("train", BLUE), ("test", ORANGE)):
-        rows = [row for row in metrics if row["split"] == split]
-        left.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=colour, label=split, marker=".")
-    left.set(xlabel="optimiser step", ylabel="cross entropy (nats)", yscale="log")
+    watched = [row for row in metrics if row["split"] != "train"]
+    split = watched[-1]["split"] if watched else "test"
+    for name, colour in (("train", BLUE), (split, ORANGE)):
+        _over_steps(left, [row for row in metrics if row["split"] == name], "loss", 1, color=colour, label=name)
+    error = measure.name == "squared_error"
+    left.set(xlabel="optimiser step", ylabel="squared error" if error else "cross entropy (nats)", yscale="log")
     left.legend(frameon=False)
-    rows = [row for row in metrics if row["split"] == "test"]
-    right.plot([row["step"] for row in rows], [100 * row["accuracy"] for row in rows], color=ORANGE, marker=".")
-    right.set(xlabel="optimiser step", ylabel="test accuracy (%)")
-    if rows:
-        right.set_title(f"{rows[-1]['accuracy']:.2%} at the end", fontsize=10)
+    percent = measure.name == "accuracy"
+    _over_steps(right, watched, measure.name, 100 if percent else 1, color=ORANGE)
+    label = f"{split} {measure.label}{' (%)' if percent else ''}"
+    right.set(xlabel="optimiser step", ylabel=label, yscale="log" if error else "linear")
+    if watched:
+        right.set_title(f"{measure.shown.format(watched[-1][measure.name])} at the end", fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
+    _save(figure, path)
+
+
+# The same cell in the same colour and mark everywhere: (colour, mark).
+CELLS = {
+    "mgu": (ORANGE, "o"),
+    "gru": (BLUE, "s"),
+    "lstm": ("#009E73", "D"),
+    "flax-mgu": ("#CC79A7", "^"),
+    "reset-after-mgu": ("#E69F00", "v"),
+    "ugrnn": ("#56B4E9", "P"),
+    "mgu1": (ORANGE, "X"),
+    "mgu2": (ORANGE, "*"),
+    "mgu3": (ORANGE, "d"),
+    "diagonal-mgu": ("#000000", "o"),
+    "min-gru": ("#000000", "s"),
+    "linen-mgu": ("#CC79A7", "s"),
+}
+
+
+def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any) -> None:
+    """A panel an experiment, a row a run: a mark for each seed, a line at their mean."""
+    count = len(results)
+    most = max(map(len, results.values()))
+    columns = min(2, count)
+    shape = (-(-count // columns), columns)
+    figure, panels = _figure(*shape, figsize=(3.6 * columns, (0.3 * most + 1.2) * shape[0]), squeeze=False)
+    for axes, (name, rows) in zip(panels.flat, results.items(), strict=False):
+        measure = measure_of(rows[0])
+        factor = 100 if measure.name == "accuracy" else 1
+        for i, row in enumerate(rows):
+            colour, mark = CELLS[row["cell"]]
+            each = factor * np.array(row[f"{measure.name}_per_seed"], float)
+            axes.plot(each, np.full(len(each), i), mark, color=colour, alpha=0.6, markersize=5, linestyle="none")
+            axes.plot([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3], color=colour, linewidth=2)
+        labels = [f"{row['cell']}, H = {row['hidden_size']}" for row in rows]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"test {measure.label}{' (%)' if factor > 1 else ''}")
+        axes.set_title(name, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in list(panels.flat)[count:]:
+        axes.set_visible(False)
+    _save(figure, path)
+
+
+def sentence_and_gates(path: Path, gates: np.ndarray, symbols: list[str]) -> None:
+    """How much each unit overwrites while a sentence is read, gates [T, H], and the mean over the units above it."""
+    order = gates.mean(0).argsort()
+    width = max(4.0, 0.16 * len(symbols))
+    figure, (top, bottom) = _figure(2, 1, figsize=(width, 4.2), height_ratios=(1, 2.5), sharex=True)
+    top.bar(range(len(symbols)), gates.mean(1), color=ORANGE)
+    top.set(ylabel="mean gate", ylim=(0, None))
+    top.spines[["top", "right"]].set_visible(False)
+    image = bottom.imshow(gates[:, order].T, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    bottom.set_xticks(range(len(symbols)), [{"\n": "\\n", " ": "_"}.get(s, s) for s in symbols], fontsize=8)
+    bottom.set(xlabel="character read", ylabel="hidden unit, sorted")
+    figure.colorbar(image, ax=bottom, label="gate f (1 overwrites)", location="bottom", fraction=0.08)
     _save(figure, path)
 
 
@@ -56,18 +126,21 @@ def loss_per_time_step(path: Path, curves: dict[int, np.ndarray]) -> None:
     _save(figure, path)
 
 
-def gate_activity(params: mgu.Params, xs: Any) -> np.ndarray:
-    """f of every step, [T, ..., H]: 1 overwrites the state, 0 keeps it."""
+def gate_activity(params: mgu.Params, xs: Any, cell: mgu.Cell = mgu.MGU) -> np.ndarray:
+    """How much every step overwrites the state, [T, ..., H]: f, or 1 - f of a cell with Flax's sign."""
     h0 = jax.numpy.zeros((*xs.shape[1:-1], params.b_h.shape[0]), params.W_h.dtype)
 
     def body(h: Any, x: Any) -> Any:
-        h, residuals = mgu.step_forward(params, h, x)
+        h, residuals = mgu.step_forward(params, h, x, cell=cell)
         return h, residuals.gates.f
 
-    return np.asarray(lax.scan(body, h0, xs)[1])
+    f = np.asarray(lax.scan(body, h0, xs)[1])
+    return f if cell.update == "f" else 1 - f
 
 
-def digits_and_gates(path: Path, model: mgu.Model, params: mgu.ModelParams, data: mgu.Data, count: int = 6) -> None:
+def digits_and_gates(
+    path: Path, model: mgu.Model, params: mgu.ModelParams, data: mgu.Data, cell: mgu.Cell = mgu.MGU, count: int = 6
+) -> None:
     """Some digits beside the model's prediction and its forget gate, row of pixels by row of pixels.
 
     The last two are wrong predictions, where there are any. Units are sorted by how open their gate is on average.
@@ -77,7 +150,7 @@ def digits_and_gates(path: Path, model: mgu.Model, params: mgu.ModelParams, data
     guesses, targets = logits.argmax(-1), np.asarray(data.targets[: len(xs)])
     right, wrong = np.flatnonzero(guesses == targets), np.flatnonzero(guesses != targets)[:2]
     shown = [*right[: count - len(wrong)], *wrong][:count]
-    gates = gate_activity(params.layers[0], xs[shown].swapaxes(0, 1))
+    gates = gate_activity(params.layers[0], xs[shown].swapaxes(0, 1), cell)
     order = gates.mean((0, 1)).argsort()
 
     figure, axes = _figure(2, len(shown), figsize=(1.6 * len(shown), 4.2), height_ratios=(1, 1.3), squeeze=False)

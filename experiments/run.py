@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,13 +25,21 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True)
-class Common:
+class Places:
+    """Where data sets are looked for."""
+
+    data_dir: Path | None = None
+    """Folder to look for data sets in, before that of MGU_JAX_DATA, ~/.cache/mgu_jax and installed packages."""
+    download: bool = False
+    """Fetch a data set that is nowhere from its official address into ~/.cache/mgu_jax."""
+
+
+@dataclass(frozen=True)
+class Common(Places):
     """The flags of every experiment."""
 
     out: Path | None = None
     """Folder of the run; runs/NAME if not given. An earlier run there is kept, under a number."""
-    data_dir: Path | None = None
-    """Folder with data sets; the environment variable MGU_JAX_DATA if not given."""
     seed: int = 0
     """Everything random follows from it."""
     steps: int | None = None
@@ -48,11 +57,23 @@ class Common:
             if field.name == "seed":
                 if not 0 <= value < 2**32:
                     raise BadRequest(f"{flag} must be a whole number in [0, 2^32); got {value}.")
-            elif isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            elif field.name == "forget_bias":
+                if not math.isfinite(value):
+                    raise BadRequest(f"{flag} must be a number or chrono; got {value}.")
+            elif field.name == "dropout":
+                if not 0 <= value < 1:
+                    raise BadRequest(f"{flag} must be a number in [0, 1); got {value}.")
+            elif field.name == "weight_decay":
+                if not 0 <= value < math.inf:
+                    raise BadRequest(f"{flag} must be a number of at least 0; got {value}.")
+            elif not 0 < value < math.inf:
                 raise BadRequest(f"{flag} must be a number above 0; got {value}.")
 
 
-Config = TypeVar("Config", bound=Common)
+Config = TypeVar("Config")
+_NO_SETTINGS = ("out", "data_dir", "download", "resume", "tensorboard")
 NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm", "orbax.checkpoint")
 
 
@@ -76,10 +97,14 @@ def _versions() -> dict[str, str]:
 
 def _settings(config: Common) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
-    settings = {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "resume", "tensorboard")
-    }
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_SETTINGS}
     return json.loads(json.dumps(settings, default=str))
+
+
+def _command(arguments: list[str]) -> str:
+    """What one types to have the run again: without the folders of this machine."""
+    kept = re.sub(r"--(out|data[-_]dir)(=| )\S+|--resume|--download", "", " ".join(arguments))
+    return " ".join(["python", "-m", "experiments", *kept.split()])
 
 
 def use_devices(asked: int | None) -> int:
@@ -130,7 +155,7 @@ class Run:
         self._writer: Any = None
         self.record = {
             "experiment": name,
-            "command": " ".join(["python", "-m", "experiments", *sys.argv[1:]]),
+            "command": _command(sys.argv[1:]),
             "settings": _settings(config) | (resolved or {}),
             "data_dir": str(config.data_dir or os.environ.get("MGU_JAX_DATA")),
             "versions": _versions(),
@@ -217,3 +242,15 @@ class Run:
         draft = self.path("metrics.jsonl.part")
         draft.write_text("".join(kept))
         draft.replace(self.path("metrics.jsonl"))
+
+    def log_seconds(self, step: int, seconds: float) -> None:
+        """How long the run took up to this step; apart from the metrics, which are the same in every run."""
+        with self.path("seconds.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "seconds": seconds}) + "\n")
+
+    def seconds(self, step: int) -> float:
+        """How long the run took up to this step, in the processes before this one."""
+        path = self.path("seconds.jsonl")
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return next((row["seconds"] for row in reversed(rows) if row["step"] == step), 0.0)

@@ -59,12 +59,12 @@ def main(config: Config) -> None:
             state = saved(checkpoints, begin(recipe, hyper, keys, validation))
         run.rewind(int(state.step) if state else 0)
 
-        def on_chunk(state: Sweep, losses: np.ndarray, scores: np.ndarray | None) -> str:
+        def on_chunk(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
             for i, row in enumerate(rows(state, hyper)):
-                seen = {} if scores is None else {"accuracy": scores[i]}
+                seen = {name: score[i] for name, score in scores.items()}
                 run.log(int(state.step), "test", setting=row["setting"], seed=row["seed"], loss=losses[i, -1], **seen)
             checkpoints.save(int(state.step), state)
-            return "" if scores is None else f"best accuracy {np.nanmax(scores):.2%}"
+            return f"best accuracy {np.nanmax(scores['accuracy']):.2%}" if scores else ""
 
         state, _ = mgu.sweep(
             recipe,

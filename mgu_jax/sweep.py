@@ -105,13 +105,14 @@ def chunk_of_members(
 
 def _validated(
     members: TrainState, recipe: Recipe, validation: Validation, living: Array
-) -> tuple[TrainState, np.ndarray]:
-    """The members with the best parameters of each so far, and the scores now, [M]."""
+) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """The members with the best parameters of each so far, and the scores now, [M], by the names of the metrics."""
     size = validation.batch_size if recipe.window is None else recipe.batch_size
-    scores = evaluation(
+    values = evaluation(
         recipe.model, members.params, validation.data, validation.metrics, size, recipe.window, members=True
     )
-    score, best = scores[0].astype(np.float32), members.best
+    names = [getattr(metric, "__name__", f"metric {i}") for i, metric in enumerate(validation.metrics)]
+    score, best = values[0].astype(np.float32), members.best
     better = (score > best.score if validation.higher_is_better else score < best.score) & living
     new = Best(score, members.step, members.params, jnp.zeros_like(best.waited))
     old = best._replace(waited=best.waited + 1)
@@ -119,7 +120,7 @@ def _validated(
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-    return members._replace(best=jax.tree.map(chosen, new, old)), score
+    return members._replace(best=jax.tree.map(chosen, new, old)), dict(zip(names, values, strict=True))
 
 
 def sweep(
@@ -134,7 +135,7 @@ def sweep(
     validation: Validation | None = None,
     at_once: int | None = None,
     devices: int = 1,
-    on_chunk: Callable[[Sweep, np.ndarray, np.ndarray | None], str | None] | None = None,
+    on_chunk: Callable[[Sweep, np.ndarray, dict[str, np.ndarray]], str | None] | None = None,
     progress: bool = False,
 ) -> tuple[Sweep, np.ndarray]:
     """Train all settings with all seeds for a number of steps, in one program.
@@ -148,7 +149,8 @@ def sweep(
         validation: as ``fit`` takes it, without patience; the best parameters of each member stand in ``members.best``.
         at_once: members that are in a device's memory together; all of them if ``None``.
         devices: the members are split over so many, those of all processes; their number must divide the members'.
-        on_chunk: called after every chunk with the state, the losses [M, K] and the scores [M], or ``None``.
+        on_chunk: called after every chunk with the state, the losses [M, K], and the scores [M] by name if the chunk
+            was validated.
 
     Returns:
         The final state, and the losses [M, steps] of the steps taken here, nan from where a member was frozen.
@@ -201,7 +203,7 @@ def sweep(
             which = np.arange(done - size, done)
             new_losses = np.where((frozen[:, None] >= 0) & (which >= frozen[:, None]), np.nan, to_host(new_losses))
             losses.append(new_losses)
-            scores = None
+            scores: dict[str, np.ndarray] = {}
             if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
                 members, scores = _validated(members, recipe, validation, stopped < 0)
             reached = Sweep(jnp.int32(done), members, stopped)

@@ -24,9 +24,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def as_a_user(monkeypatch):
+def as_a_user(monkeypatch, tmp_path_factory):
     """Not in the strict arithmetic of the tests: optax promotes. No data folder unless a test names one."""
     monkeypatch.delenv("MGU_JAX_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

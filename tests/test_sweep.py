@@ -114,8 +114,14 @@ def test_a_neighbour_that_is_not_there_changes_nothing_either():
 
 
 def test_resumes_to_the_same_bits():
-    states = []
-    whole, values = run(validation=VALIDATION, on_chunk=lambda state, *_: states.append(state))
+    states, seen = [], []
+
+    def on_chunk(state, values, scores):
+        states.append(state)
+        seen.append({name: score.shape for name, score in scores.items()})
+
+    whole, values = run(validation=VALIDATION, on_chunk=on_chunk)
+    assert seen == [{VALIDATION.metrics[0].__name__: (len(whole.stopped),)}] * len(states)
     resumed, rest = run(validation=VALIDATION, state=states[0])
     assert same(whole, resumed)
     np.testing.assert_array_equal(values[:, 5:], rest)

@@ -1,0 +1,97 @@
+"""The cells that experiments compare, by the names of ``--cell``, each as a model of one layer; and their sizes."""
+
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import jax
+
+import mgu_jax as mgu
+from experiments import baselines
+from mgu_jax.initial import Chrono
+
+FAMILY = {
+    "mgu": mgu.MGU,
+    "mgu1": mgu.MGU1,
+    "mgu2": mgu.MGU2,
+    "mgu3": mgu.MGU3,
+    "reset-after-mgu": mgu.RESET_AFTER_MGU,
+    "flax-mgu": mgu.FLAX_MGU,
+    "ugrnn": mgu.UGRNN,
+    "diagonal-mgu": mgu.DIAGONAL_MGU,
+    "min-gru": mgu.MIN_GRU,
+}
+# Ours, then Flax's own.
+CellName = Literal[
+    "mgu",
+    "mgu1",
+    "mgu2",
+    "mgu3",
+    "reset-after-mgu",
+    "flax-mgu",
+    "ugrnn",
+    "diagonal-mgu",
+    "min-gru",
+    "gru",
+    "lstm",
+    "linen-mgu",
+]
+
+
+@lru_cache(maxsize=256)
+def build(
+    name: str, input_size: int, hidden_size: int, output_size: int, chrono: Chrono | None = None, **options: Any
+) -> mgu.Model:
+    """A model of one layer.
+
+    Args:
+        name: one of ``CellName``.
+        input_size, hidden_size, output_size: D or the number of tokens, H, K.
+        chrono: forget biases for memories of many lengths, in place of the number that ``init`` gets.
+        options: ``readout``, ``embedding_size`` and ``dropout``, as ``mgu_jax.model`` takes them; and those that only
+            ``mgu_jax.model`` takes, for our own cells.
+
+    Raises:
+        ValueError: chrono for a cell without a forget bias, or what the model does not take.
+    """
+    if name in FAMILY:
+        model = mgu.model(input_size, (hidden_size,), output_size, FAMILY[name], **options)
+    else:
+        model = baselines.baseline(name, input_size, hidden_size, output_size, **options)
+    if chrono is None:
+        return model
+    if name in FAMILY and "b" not in FAMILY[name].gate:
+        raise ValueError(f"forget_bias can be chrono only for a cell with a forget bias; got {name}.")
+    return model._replace(init=partial(_init_with, model.init, chrono))
+
+
+def _init_with(init: Any, chrono: Chrono, key: Any, *, forget_bias: Any = None, initial_scale: Any = 1.0) -> Any:
+    return init(key, forget_bias=chrono, initial_scale=initial_scale)
+
+
+def counts(model: mgu.Model) -> dict[str, int]:
+    """How many parameters a model has: all of them, and those of the recurrent layer alone."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    layer = params.cell if isinstance(params, baselines.BaselineParams) else params.layers
+    return {"all": mgu.count(params), "recurrent": mgu.count(layer)}
+
+
+def width_of(name: str, parameters: int, *sizes: int, **options: Any) -> int:
+    """The H at which a model of this cell has as many parameters as asked for, all counted, or as near as can be.
+
+    Args:
+        name: of the cell.
+        parameters: how many.
+        sizes, options: input_size and output_size of the model, and as ``build`` takes them.
+    """
+    input_size, output_size = sizes
+
+    def of(hidden_size: int) -> int:
+        return counts(build(name, input_size, hidden_size, output_size, **options))["all"]
+
+    low, high = 1, 2
+    while of(high) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if of(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda hidden_size: abs(of(hidden_size) - parameters))

@@ -1,0 +1,49 @@
+"""A language model of characters on tiny Shakespeare: bits per character, and what it writes itself at the end."""
+
+from dataclasses import dataclass
+
+import jax
+
+from experiments import cells, plots, text
+from experiments.language import learn_language, sample
+from experiments.learning import Training
+from experiments.measures import BITS, table
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """The flags of chars."""
+
+    window: int = 64
+    """T, the characters that a gradient goes through."""
+    embedding_size: int = 64
+    """Features of a character."""
+    hidden_size: int = 256
+    batch_size: int = 32
+    dropout: float = 0.2
+    epochs: int = 15
+    temperature: float = 0.8
+    """Of the samples: below 1 the likely becomes likelier."""
+    characters: int = 500
+    """Length of the sample of each seed."""
+
+
+def main(config: Config) -> None:
+    """Train on nine tenths, choose by a twentieth, test on the last; then write."""
+    data = text.shakespeare(config.data_dir, config.download)
+    sizes = {"window": config.window, "embedding_size": config.embedding_size}
+    learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
+    samples, first = [], [data.symbols.index("\n")]
+    for seed, params in zip(learned.result["seeds"], learned.params, strict=True):
+        drawn = sample(learned.model, params, first, config.characters, jax.random.key(seed), config.temperature)
+        samples.append("".join(data.symbols[token] for token in drawn))
+    learned.run.finish(learned.result | {"samples": samples, "temperature": config.temperature})
+    written = "config.json, metrics.jsonl, result.json, learning_curve.png"
+    if config.cell in cells.FAMILY:
+        tokens, params = data.test.xs[:80], learned.params[0]
+        gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cells.FAMILY[config.cell])
+        plots.sentence_and_gates(learned.run.path("gates.png"), gates, [data.symbols[token] for token in tokens])
+        written += ", gates.png"
+    print(table(BITS, learned.result))
+    print(samples[0])
+    print(f"\nwritten to {learned.run.folder}: {written}")

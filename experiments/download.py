@@ -1,0 +1,51 @@
+"""Fetching one file: into a draft that a later call goes on with, checked as a whole before it gets its name."""
+
+import http.client
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from experiments.run import BadRequest
+
+
+def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 30.0) -> None:
+    """Download url to path, or go on with the draft beside it that an earlier call left.
+
+    Args:
+        url: the address.
+        path: where the file goes, once it is whole and good; until then it is path with ".part" at its end.
+        good: whether these bytes are the file; if not, nothing stays.
+        timeout: seconds without a byte after which the address counts as not reached.
+
+    Raises:
+        BadRequest: the address cannot be reached, gave up on the way, or holds something else; or a full disk.
+    """
+    draft = path.with_name(path.name + ".part")
+    had = draft.stat().st_size if draft.exists() else 0
+    ask = urllib.request.Request(url, headers={"Range": f"bytes={had}-"} if had else {})
+    print(f"{'going on with' if had else 'fetching'} {url}", flush=True)
+    try:
+        with urllib.request.urlopen(ask, timeout=timeout) as answer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("ab" if answer.status == 206 else "wb") as file:  # 200: all of it, from the beginning
+                shutil.copyfileobj(answer, file)
+            wanted, came = answer.headers.get("Content-Length"), draft.stat().st_size
+            if wanted is not None and came < int(wanted) + (had if answer.status == 206 else 0):
+                raise http.client.IncompleteRead(b"")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # the draft holds all of it already
+            raise BadRequest(f"--download got status {error.code} from {url}; nothing was written.") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        host, kept = urlsplit(url).hostname, draft.exists() and draft.stat().st_size
+        rest = f"{kept:,} bytes are kept for the next attempt" if kept else "nothing was written"
+        raise BadRequest(
+            f"--download needs {host}, which could not be reached or gave up on the way ({reason}); {rest}."
+        ) from error
+    if not good(draft.read_bytes()):
+        draft.unlink()
+        raise BadRequest(f"--download got another file than the published one from {url}; it was removed.")
+    draft.replace(path)

@@ -1,0 +1,82 @@
+"""Language models: the next token of a stream, by truncated BPTT with the state carried from window to window.
+
+The validation part chooses the parameters. The test part is read from its beginning to its end, as one sequence.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+import mgu_jax as mgu
+from experiments import plots
+from experiments.files import DataSet
+from experiments.learning import Learned, Task, Training, learn
+from experiments.measures import Measure
+from mgu_jax.feed import windows
+
+
+def learn_language(
+    name: str, config: Training, data: DataSet, measure: Measure, *, window: int, embedding_size: int, quick: int
+) -> Learned:
+    """Train on a text.
+
+    Args:
+        name, config: the experiment's.
+        data: its streams.
+        measure: what is reported.
+        window: T, the tokens that a gradient goes through.
+        embedding_size: features of a token.
+        quick: steps of --quick, in two chunks; its parts are cut short as well.
+    """
+    if config.quick:
+        train, valid, test = (
+            mgu.Stream(*(a[: config.batch_size * window * n] for a in part))
+            for part, n in ((data.train, quick), (data.valid, 2), (data.test, 2))
+        )
+        data = data._replace(train=train, valid=valid, test=test)
+    epoch = windows(data.train, config.batch_size, window)
+    task = Task(
+        data.train,
+        data.test,
+        data.sources,
+        input_size=len(data.symbols),
+        output_size=len(data.symbols),
+        longest=window,
+        valid=data.valid,
+        measure=measure,
+        window=window,
+        options=(("readout", "all"), ("embedding_size", embedding_size)),
+    )
+    steps = config.steps or (quick if config.quick else config.epochs * epoch)
+    chunk = max(1, quick // 2 if config.quick else epoch // 4)
+    learned = learn(name, config, task, steps=steps, chunk_steps=chunk, every=1 if config.quick else 4)
+    plots.learning_curve(learned.run.path("learning_curve.png"), learned.run.metrics(), name, measure)
+    return learned
+
+
+def sample(model: mgu.Model, params: Any, first: Any, count: int, key: Array, temperature: float = 1.0) -> np.ndarray:
+    """Tokens that the model goes on with, each drawn from softmax(logits / temperature) and read in turn.
+
+    Args:
+        model, params: a language model.
+        first: tokens [S] that it reads before, at least one.
+        count: how many tokens to draw.
+        key: one PRNG key.
+        temperature: above 0; below 1 the likely becomes likelier.
+    """
+
+    @jax.jit
+    def draw(params: Any, first: Array, key: Array) -> Array:
+        ys, state = model.apply(params, first, state=model.start(params, ()), return_state=True)
+
+        def body(carry: Any, key: Array) -> tuple[Any, Array]:
+            logits, state = carry
+            token = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+            return model.step(params, token, state), token
+
+        return lax.scan(body, (ys[-1], state), jax.random.split(key, count))[1]
+
+    return np.asarray(draw(params, jnp.asarray(first, jnp.int32), key))

@@ -1,0 +1,110 @@
+"""Make the tables of experiments/README.md and the picture beside them from the files in experiments/results/learning.
+
+A file there is the result.json of a run, under any name. Each experiment has a table of its own, a line a file, between
+two comments of the page; a text around them stays as it is.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from experiments import cells, measures, plots
+from experiments.run import BadRequest
+
+HERE = Path(__file__).parent
+MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
+Results = dict[str, list[dict[str, Any]]]  # by experiment
+
+
+@dataclass(frozen=True)
+class Config:
+    """The flags of report."""
+
+    results: Path = HERE / "results" / "learning"
+    """Folder of the files."""
+    page: Path = HERE / "README.md"
+    """Page whose tables are made anew."""
+    picture: Path = HERE / "results" / "learning.png"
+    """Figure of each seed of every run, by experiment."""
+
+
+def load(folder: Path) -> Results:
+    """The results by experiment, and in each by cell and width."""
+    order, found = get_args(cells.CellName), {}
+    for path in sorted(folder.glob("*.json")):
+        made = json.loads(path.read_text())
+        found.setdefault(made["experiment"], []).append(made)
+    return {
+        name: sorted(rows, key=lambda row: (order.index(row["cell"]), row["hidden_size"]))
+        for name, rows in sorted(found.items())
+    }
+
+
+def measure_of(row: dict[str, Any]) -> measures.Measure:
+    return next(measure for name, measure in MEASURES.items() if name in row)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line a run: what it was, its mean and deviation over the seeds, and what it took."""
+    measure = measure_of(rows[0])
+    label = f"test {measure.label}"
+    lines = [
+        f"| cell | H | parameters of the layer | of all | forget bias | {label} | seeds | steps | seconds a seed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
+        seeds, frozen = len(row["seeds"]), len(row["frozen"])
+        parts = (
+            row["cell"],
+            row["hidden_size"],
+            f"{row['parameters']['recurrent']:,}",
+            f"{row['parameters']['all']:,}",
+            row["settings"]["forget_bias"],
+            score if deviation is None else f"{score} ± {measure.shown.format(deviation)}",
+            seeds if not frozen else f"{seeds}, {frozen} of them not finite",
+            f"{row['steps']:,}",
+            f"{row['seconds'] / seeds:.0f}",
+        )
+        lines.append(f"| {' | '.join(map(str, parts))} |")
+    lines += ["", *(f"    {command}" for command in dict.fromkeys(row["command"] for row in rows))]
+    return "\n".join(lines)
+
+
+def _block(name: str) -> tuple[str, str]:
+    return f"<!-- table of {name}, by python -m experiments report -->", f"<!-- end of {name} -->"
+
+
+def written(page: str, results: Results) -> str:
+    """The page with its tables as the results say; one that it has not yet is added at the end."""
+    for name, rows in results.items():
+        first, last = _block(name)
+        block = f"{first}\n{table(rows)}\n{last}"
+        if first in page:
+            page = re.sub(f"{re.escape(first)}.*?{re.escape(last)}", lambda _, b=block: b, page, flags=re.DOTALL)
+        else:
+            page = f"{page.rstrip()}\n\n### {name}\n\n{block}\n"
+    return page
+
+
+def tables_of(page: str) -> Iterable[str]:
+    """The experiments that a page has a table of."""
+    return re.findall(r"<!-- table of (\S+), by", page)
+
+
+def main(config: Config) -> None:
+    """Write the page and the picture."""
+    results = load(config.results)
+    if not results:
+        raise BadRequest(
+            f"--results must be a folder with the result.json of a run or more; {config.results} has none."
+        )
+    page = config.page.read_text()
+    if lost := [name for name in tables_of(page) if name not in results]:
+        raise BadRequest(f"--results must hold what {config.page.name} has a table of; {lost[0]} is not there.")
+    config.page.write_text(written(page, results))
+    plots.seeds_of_cells(config.picture, results, measure_of)
+    print(f"written: {config.page}, {config.picture}")
