@@ -47,7 +47,7 @@ def _first(recipe: Recipe) -> TrainState:
 
 def host_loop(quick: bool, budget: float) -> dict[str, Any]:
     """``fit`` with K as shipped, its progress on, beside the same chunks called one after another."""
-    size, steps, chunks = ((2, 3, 4, 5), 2, 2) if quick else ((32, 8, 8, 64), 100, 10)
+    size, steps, chunks = ((2, 3, 4, 5), 2, 2) if quick else ((32, 8, 8, 64), 100, 30)
     recipe, data = _work(*size, steps)
     first = _first(recipe)
 
