@@ -7,7 +7,7 @@ after Ctrl-C, 1 for anything else.
 import importlib
 import sys
 
-from experiments.run import BadRequest, parse
+from experiments.run import BadRequest, Diverged, parse
 from mgu_jax import NotFinite
 
 NAMES = (
@@ -56,7 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {note}", file=sys.stderr)
         print("stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except (ImportError, NotFinite, OSError) as error:  # an extra not installed, training that failed, a full disk
+    except (
+        ImportError,
+        NotFinite,
+        Diverged,
+        OSError,
+    ) as error:  # an extra not installed, training that failed, a full disk
         for text in (error, *getattr(error, "__notes__", ())):
             print(f"error: {text}", file=sys.stderr)
         return 1

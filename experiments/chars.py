@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import jax
 
 from experiments import cells, plots, text
-from experiments.language import learn_language, sample
+from experiments.language import learn_language
 from experiments.learning import Training
 from experiments.measures import BITS, table
+from mgu_jax.interop import files
+from mgu_jax.interop.pretrained import write
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ def main(config: Config) -> None:
     data = text.shakespeare(config.data_dir, config.download)
     sizes = {"window": config.window, "embedding_size": config.embedding_size}
     learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
-    samples, first = [], [data.symbols.index("\n")]
+    samples, symbols = [], "".join(data.symbols)
     for seed, params in zip(learned.result["seeds"], learned.params, strict=True):
-        drawn = sample(learned.model, params, first, config.characters, jax.random.key(seed), config.temperature)
-        samples.append("".join(data.symbols[token] for token in drawn))
+        key, temperature = jax.random.key(seed), config.temperature
+        samples.append(write(learned.model, params, symbols, "\n", config.characters, key, temperature)[1:])
     learned.run.finish(learned.result | {"samples": samples, "temperature": config.temperature})
     written = "config.json, metrics.jsonl, result.json, learning_curve.png"
     if config.cell in cells.FAMILY:
@@ -44,6 +46,9 @@ def main(config: Config) -> None:
         gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cells.FAMILY[config.cell])
         plots.sentence_and_gates(learned.run.path("gates.png"), gates, [data.symbols[token] for token in tokens])
         written += ", gates.png"
+        if config.forget_bias != "chrono":  # which is no argument of a model
+            files.save(learned.run.path("model.npz"), learned.model, params)
+            written += ", model.npz"
     print(table(BITS, learned.result))
     print(samples[0])
     print(f"\nwritten to {learned.run.folder}: {written}")

@@ -3,13 +3,6 @@
 The validation part chooses the parameters. The test part is read from its beginning to its end, as one sequence.
 """
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
-
 import mgu_jax as mgu
 from experiments import plots
 from experiments.files import DataSet
@@ -55,28 +48,3 @@ def learn_language(
     learned = learn(name, config, task, steps=steps, chunk_steps=chunk, every=1 if config.quick else 4)
     plots.learning_curve(learned.run.path("learning_curve.png"), learned.run.metrics(), name, measure)
     return learned
-
-
-def sample(model: mgu.Model, params: Any, first: Any, count: int, key: Array, temperature: float = 1.0) -> np.ndarray:
-    """Tokens that the model goes on with, each drawn from softmax(logits / temperature) and read in turn.
-
-    Args:
-        model, params: a language model.
-        first: tokens [S] that it reads before, at least one.
-        count: how many tokens to draw.
-        key: one PRNG key.
-        temperature: above 0; below 1 the likely becomes likelier.
-    """
-
-    @jax.jit
-    def draw(params: Any, first: Array, key: Array) -> Array:
-        ys, state = model.apply(params, first, state=model.start(params, ()), return_state=True)
-
-        def body(carry: Any, key: Array) -> tuple[Any, Array]:
-            logits, state = carry
-            token = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
-            return model.step(params, token, state), token
-
-        return lax.scan(body, (ys[-1], state), jax.random.split(key, count))[1]
-
-    return np.asarray(draw(params, jnp.asarray(first, jnp.int32), key))

@@ -15,7 +15,7 @@ import numpy as np
 import mgu_jax as mgu
 from experiments import cells
 from experiments.measures import ACCURACY, Measure, spread
-from experiments.run import BadRequest, Common, Run, saved, use_devices
+from experiments.run import BadRequest, Common, Diverged, Run, saved, use_devices
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.losses import Loss, cross_entropy
@@ -175,8 +175,9 @@ def learn(
         def on_chunk(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
             step, frozen = int(state.step), np.asarray(state.stopped) >= 0
             if frozen.all():
-                good: Any = jax.tree.map(lambda a: a[0], state.members)
-                raise mgu.NotFinite("loss and parameters must stay finite; they are not", int(state.stopped[0]), good)
+                seeds = range(config.seed, config.seed + config.seeds)
+                checkpoints.wait()
+                raise Diverged(dict(zip(seeds, np.asarray(state.stopped).tolist(), strict=True)), checkpoints.steps)
             run.log(step, "train", **spread("loss", losses.mean(1), frozen))
             text = ""
             if scores:

@@ -20,6 +20,15 @@ from mgu_jax.checkpoint import Checkpoints, Damaged
 from mgu_jax.extras import look_for, require
 
 
+class Diverged(Exception):
+    """The loss or the parameters of every seed ceased to be finite, at these steps; ``saved`` are the checkpoints."""
+
+    def __init__(self, at: dict[int, int], saved: list[int]):
+        where = ", ".join(f"seed {seed} at step {step}" for seed, step in at.items())
+        last = f"the last checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint"
+        super().__init__(f"a run must stay finite, and none did: {where}; {last}.")
+
+
 class BadRequest(Exception):
     """What was asked for cannot be done: one sentence, exit status 2, nothing written."""
 
@@ -73,6 +82,7 @@ class Common(Places):
 
 
 Config = TypeVar("Config")
+_BEGUN = {"metrics.jsonl", "config.json.part"}  # what a run leaves that is killed while it begins
 _NO_SETTINGS = ("out", "data_dir", "download", "resume", "tensorboard")
 NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm", "orbax.checkpoint")
 
@@ -192,6 +202,9 @@ class Run:
                 number += 1
             whole.rename(kept)
             print(f"{self.folder} held a run already; it is now {self.folder.with_name(kept.name)}.")
+        elif self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - _BEGUN:
+            rule = "--out must be a new folder, an empty one, or one of a run"
+            raise BadRequest(f"{rule}; {self.folder} is none of them.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path("metrics.jsonl").write_text("")
         self.write("config.json", record)  # last, since it says that the folder holds a run
@@ -237,11 +250,12 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after this step, since it will be logged again; a half-written last line too."""
-        lines = self.path("metrics.jsonl").read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        draft = self.path("metrics.jsonl.part")
-        draft.write_text("".join(kept))
-        draft.replace(self.path("metrics.jsonl"))
+        for name in ("metrics.jsonl", "seconds.jsonl"):
+            lines = self.path(name).read_text().splitlines(keepends=True) if self.path(name).exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            draft = self.path(name + ".part")
+            draft.write_text("".join(kept))
+            draft.replace(self.path(name))
 
     def log_seconds(self, step: int, seconds: float) -> None:
         """How long the run took up to this step; apart from the metrics, which are the same in every run."""
@@ -250,7 +264,5 @@ class Run:
 
     def seconds(self, step: int) -> float:
         """How long the run took up to this step, in the processes before this one."""
-        path = self.path("seconds.jsonl")
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        rows = [json.loads(line) for line in self.path("seconds.jsonl").read_text().splitlines()]
         return next((row["seconds"] for row in reversed(rows) if row["step"] == step), 0.0)

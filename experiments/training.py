@@ -13,7 +13,7 @@ import mgu_jax as mgu
 from experiments import timing
 from experiments.run import BadRequest, Common, Run, use_devices
 from mgu_jax.checkpoint import Checkpoints
-from mgu_jax.devices import mesh_of, put
+from mgu_jax.devices import AXIS, mesh_of, put
 from mgu_jax.fit import begin
 from mgu_jax.sweep import begin as begin_members
 from mgu_jax.sweep import chunk_of_members
@@ -92,7 +92,7 @@ def members(quick: bool, budget: float, devices: int) -> dict[str, Any]:
     mesh = mesh_of(devices, "members", count)
     sweep = begin_members(recipe, HYPER, jax.random.split(jax.random.key(0), count))
     each = jax.tree.map(lambda a: np.full(count, a, np.float32), HYPER)
-    spread, hyper = put((sweep.members, sweep.stopped), mesh, "split"), put(each, mesh, "split")
+    spread, hyper = put((sweep.members, sweep.stopped), mesh, AXIS), put(each, mesh, AXIS)
     there, first = put(data, mesh), _first(recipe)
     options = {"recipe": recipe, "steps": steps}
     contestants: dict[str, timing.Timed] = {
@@ -157,6 +157,8 @@ def main(config: Config) -> None:
     if config.steps is not None or config.seed or config.resume:
         raise BadRequest("--steps, --seed and --resume have no meaning for training, which measures seconds.")
     devices, quick = use_devices(config.devices), config.quick
+    if (4 if quick else 64) % devices or (quick and devices > 2):
+        raise BadRequest(f"--devices must divide the batch and the members; got {devices}.")
     run, budget = Run("training", config, {}, {"devices": devices}), 0.01 if quick else config.budget
     rows = list(_rows(quick, budget, devices, run))
     run.finish({"rows": rows})

@@ -62,7 +62,7 @@ def _ctrl_c_waits() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if came:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # for whoever handled it before
 
 
 def _wanted(record: logging.LogRecord) -> bool:

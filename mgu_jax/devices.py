@@ -38,11 +38,16 @@ def mesh_of(devices: Any, what: str, count: int) -> Mesh | None:
 def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
     """Arrays onto the devices: whole on each, or split where one of ``axes`` is ``AXIS``."""
     if mesh is None:
-        return jax.device_put(tree)
+        return jax.tree.map(_put_on_one, tree)
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda a: _put_by_all(a, sharding), tree)
+
+
+def _put_on_one(a: Any) -> jax.Array:
+    split = isinstance(a, jax.Array) and len(a.sharding.device_set) > 1
+    return jax.device_put(a, jax.local_devices()[0] if split else None)
 
 
 def _put_by_all(a: Any, sharding: NamedSharding) -> jax.Array:
@@ -73,6 +78,11 @@ def put_parts(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
 def one_copy(tree: Any) -> Any:
     """Of arrays that are whole on every device, those of the first device of this process."""
     return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, tree)
+
+
+def agreed(values: list[float]) -> list[float]:
+    """What the first process has, for all: those of the others may differ in the last bit, and part with it there."""
+    return values if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(np.array(values)).tolist()
 
 
 def to_host(tree: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from mgu_jax import checks, feed
-from mgu_jax.devices import AXIS, mesh_of, one_copy, put, put_parts
+from mgu_jax.devices import AXIS, agreed, mesh_of, one_copy, put, put_parts
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.optimizers import Hyper, check_hyper
@@ -48,6 +48,12 @@ class Validation:
     every: int = 1
     patience: int | None = None
     batch_size: int = 1000
+
+    @property
+    def names(self) -> list[str]:
+        """Of the metrics; those that have none, or one that was there before, are told by their place."""
+        found = [getattr(metric, "__name__", "<lambda>") for metric in self.metrics]
+        return [f"metric {i}" if n == "<lambda>" or n in found[:i] else n for i, n in enumerate(found)]
 
     def __post_init__(self) -> None:
         checks.check_size("every", self.every)
@@ -127,10 +133,11 @@ def fit(
         steps: the number of the last step, counted from the start of the run, also of one that resumes.
         key: the run's seed; unused where state is given.
         hyper: the traced side of the run.
-        state: continue from here, with the same chunk_steps to the same bits; a fresh ``start`` if ``None``.
+        state: continue from here, to the same bits with the same chunk_steps and devices; ``start`` if ``None``.
         chunk_steps: optimiser steps between two returns to the host.
         validation: what to measure; the best parameters stand in the state's ``best`` then.
-        devices: the samples of a batch are split over so many; their number must divide the batch.
+        devices: the samples of a batch are split over so many, which must divide the batch. The noise that they get
+            depends on it.
         on_chunk: called after every chunk with the state, the chunk's losses, and the scores by name if the chunk was
             validated; logs, saves. A text that it returns stands beside the progress.
         progress: show a bar on a terminal, a plain line a chunk elsewhere (needs the extra ``experiments``).
@@ -177,15 +184,19 @@ def fit(
     def batches(done: int) -> Any:
         if not callable(data):
             return data
-        part = feed.stack(data, done, size(done), recipe.batch_size // jax.process_count(), classes)
+        mine = recipe.batch_size * jax.local_device_count() // devices if jax.process_count() > 1 else recipe.batch_size
+        part = feed.stack(data, done, size(done), mine, classes)
         return put_parts(part, mesh, None, AXIS)
 
-    ready = batches(done) if done < steps else None
+    ready, failed = batches(done) if done < steps else None, None
     with Progress(done, steps, progress) as shown:
         while done < steps and not _out_of_patience(reached, validation):
             count = size(done)
             new_state, new_losses = chunk(reached, hyper, ready, recipe=recipe, steps=count, mesh=mesh)
-            ready = batches(done + count) if done + count < steps else None  # while the device works
+            try:
+                ready = batches(done + count) if done + count < steps else None  # while the device works
+            except Exception as error:  # belongs to the next chunk; this one is looked at and reported first
+                failed = error
             new_losses = np.asarray(new_losses)
             bad = np.flatnonzero(~np.isfinite(new_losses))
             if bad.size:
@@ -201,6 +212,8 @@ def fit(
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
             text = text or ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
             shown.advance(count, float(new_losses[-1]), text or None)
+            if failed is not None:
+                raise failed
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
 
@@ -218,14 +231,15 @@ def _unscored(state: TrainState, validation: Validation) -> Best:
 def _validated(state: TrainState, recipe: Recipe, validation: Validation) -> tuple[TrainState, dict[str, float]]:
     """The state with the best parameters so far, and the scores by the names of the metrics."""
     size = validation.batch_size if recipe.window is None else recipe.batch_size
-    values = evaluate(recipe.model, one_copy(state.params), validation.data, validation.metrics, size, recipe.window)
-    names = [getattr(metric, "__name__", f"metric {i}") for i, metric in enumerate(validation.metrics)]
+    values = agreed(
+        evaluate(recipe.model, one_copy(state.params), validation.data, validation.metrics, size, recipe.window)
+    )
     best, score = state.best, np.float32(values[0])
     if score > best.score if validation.higher_is_better else score < best.score:
         best = Best(jnp.asarray(score), state.step, state.params, jnp.int32(0))
     else:
         best = best._replace(waited=best.waited + 1)
-    return state._replace(best=best), dict(zip(names, values, strict=True))
+    return state._replace(best=best), dict(zip(validation.names, values, strict=True))
 
 
 def _out_of_patience(state: TrainState, validation: Validation | None) -> bool:

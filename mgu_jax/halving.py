@@ -40,9 +40,13 @@ def halving(
         raise ValueError(f"rungs must be steps that rise, at least one; got {rungs!r}.")
     if not 0 < keep < 1:
         raise ValueError(f"keep must be a share between 0 and 1; got {keep!r}.")
+    if jax.process_count() > 1:
+        raise ValueError(f"halving must run in one process; got {jax.process_count()}.")
     (hyper, count), seeds, state = settings(hyper), len(keys), None
-    left = np.arange(count)
+    left, devices = np.arange(count), options.pop("devices", 1)
     for i, steps in enumerate(rungs):
+        # Those that are left need not divide as the whole did. What cannot be from the start, sweep says.
+        options["devices"] = math.gcd(devices, len(left) * seeds) if i else devices
         state, _ = sweep(
             recipe, data, hyper=hyper, keys=keys, steps=steps, state=state, validation=validation, **options
         )
@@ -52,7 +56,6 @@ def halving(
             chosen = np.sort(order[: math.ceil(keep * len(left))])
             at = (chosen[:, None] * seeds + np.arange(seeds)).reshape(-1)
             left, hyper = left[chosen], jax.tree.map(lambda a, c=chosen: a[c], hyper)
-            # Taken on one device: the rest need not divide as the whole did.
             there = jax.device_put((state.members, state.stopped), jax.devices()[0])
             state = Sweep(state.step, *jax.tree.map(lambda a, at=at: a[at], there))
     assert state is not None

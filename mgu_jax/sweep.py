@@ -111,7 +111,6 @@ def _validated(
     values = evaluation(
         recipe.model, members.params, validation.data, validation.metrics, size, recipe.window, members=True
     )
-    names = [getattr(metric, "__name__", f"metric {i}") for i, metric in enumerate(validation.metrics)]
     score, best = values[0].astype(np.float32), members.best
     better = (score > best.score if validation.higher_is_better else score < best.score) & living
     new = Best(score, members.step, members.params, jnp.zeros_like(best.waited))
@@ -120,7 +119,7 @@ def _validated(
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-    return members._replace(best=jax.tree.map(chosen, new, old)), dict(zip(names, values, strict=True))
+    return members._replace(best=jax.tree.map(chosen, new, old)), dict(zip(validation.names, values, strict=True))
 
 
 def sweep(
@@ -142,7 +141,8 @@ def sweep(
 
     Args:
         recipe, data, steps, chunk_steps, progress: as ``fit`` takes them. The order of the samples follows from each
-            member's own key; a stream and the batches of a function are the same for all members.
+            member's own key; a stream and the batches of a function are the same for all members, and made whole by
+            every process.
         hyper: entries that are numbers, or [N].
         keys: PRNG keys [S], as ``jax.random.split(key, S)`` makes them.
         state: continue from here, to the same bits.
@@ -206,12 +206,13 @@ def sweep(
             scores: dict[str, np.ndarray] = {}
             if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
                 members, scores = _validated(members, recipe, validation, stopped < 0)
-            reached = Sweep(jnp.int32(done), members, stopped)
+            reached = Sweep(put(jnp.int32(done), mesh), members, stopped)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
             living = new_losses[frozen < 0, -1]
             text = text or (f"{(frozen >= 0).sum()} of {total} members frozen" if (frozen >= 0).any() else None)
             shown.advance(size, float(living.mean()) if living.size else math.nan, text)
-    return Sweep(jnp.int32(done), members, stopped), np.concatenate(losses, 1) if losses else np.zeros((total, 0))
+    reached = Sweep(put(jnp.int32(done), mesh), members, stopped)
+    return reached, np.concatenate(losses, 1) if losses else np.zeros((total, 0))
 
 
 def _seeds(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:
@@ -228,7 +229,10 @@ def _seeds(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:
 
 
 def rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
-    """The members as JSON has them: setting, seed, the numbers of the setting, best score, where it was frozen."""
+    """The members as JSON has them: setting, seed, the numbers of the setting, best score, where it was frozen.
+
+    Of several processes, all have to call it.
+    """
     hyper, seeds = _seeds(state, hyper)
     best, stopped, out = state.members.best, to_host(state.stopped), []
     score, step = (None, None) if best is None else to_host((best.score, best.step))
@@ -244,6 +248,8 @@ def rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
 
 def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
     """The member with the best score, and its best parameters as a pytree; hyper and validation are the sweep's.
+
+    Of several processes, all have to call it.
 
     Raises:
         ValueError: the sweep was not validated, no member has a score, or settings that cannot be the sweep's.

@@ -76,7 +76,7 @@ def test_on_two_devices_a_run_resumes_to_the_same_bits():
     arguments = {"key": jax.random.key(1), "chunk_steps": 3, "devices": 2}
     whole, _ = mgu.fit(recipe, STREAM, steps=6, **arguments)
     half, _ = mgu.fit(recipe, STREAM, steps=3, **arguments)
-    half = jax.tree.map(jax.numpy.asarray, half._replace(key=None))._replace(key=half.key)  # as a checkpoint has it
+    half = jax.device_put(half, jax.devices()[0])  # as a checkpoint has it
     resumed, _ = mgu.fit(recipe, STREAM, steps=6, state=half, **arguments)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -90,6 +90,22 @@ def test_the_parts_of_a_batch_have_noise_of_their_own():
     np.testing.assert_array_equal(first, second)
     first, second = np.split(np.asarray(run({"key": jax.random.key(1), "dropout": 0.5})), 2)
     assert (np.abs(first - second).max(1) > 1e-3).all()
+
+
+def test_a_run_of_two_devices_goes_on_with_one():
+    recipe = mgu.Recipe(LAST, batch_size=8)
+    two, _ = mgu.fit(recipe, SAMPLES, steps=2, key=jax.random.key(1), devices=2)
+    one, _ = mgu.fit(recipe, SAMPLES, steps=4, key=jax.random.key(1), state=two)
+    assert all(len(a.sharding.device_set) == 1 for a in jax.tree.leaves(one))
+
+
+def test_halving_on_devices_that_do_not_divide_what_is_left():
+    hyper, keys = mgu.grid(learning_rate=(1e-3, 1e-2)), jax.random.split(jax.random.key(0), 1)
+    validation = mgu.Validation(SAMPLES, (cross_entropy,), higher_is_better=False)
+    options = {"hyper": hyper, "keys": keys, "rungs": (1, 2), "validation": validation}
+    left = [mgu.halving(mgu.Recipe(LAST, batch_size=8), SAMPLES, devices=n, **options)[2] for n in (1, 2)]
+    np.testing.assert_array_equal(*left)
+    assert len(left[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,6 +137,7 @@ if processes > 1:
 import mgu_jax as mgu
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.fit import begin
+from mgu_jax.sweep import begin as begin_sweep
 from mgu_jax.losses import accuracy
 from tests.test_devices import LANGUAGE, LAST, SAMPLES, STREAM, fifth_batch_on
 
@@ -145,9 +162,13 @@ for name, (model, data, window) in fits.items():
 
 hyper, keys = mgu.grid(learning_rate=(1e-3, 1e-2)), jax.random.split(jax.random.key(0), 2)
 validation = mgu.Validation(SAMPLES, (accuracy,))
-state, losses = mgu.sweep(
-    mgu.Recipe(LAST, batch_size=8), SAMPLES, hyper=hyper, keys=keys, steps=4, validation=validation, devices=4
-)
+recipe = mgu.Recipe(LAST, batch_size=8)
+arguments = dict(hyper=hyper, keys=keys, validation=validation, devices=4, chunk_steps=2)
+with Checkpoints(f"{folder}/sweep") as checkpoints:
+    save = lambda state, *_: checkpoints.save(int(state.step), state)
+    mgu.sweep(recipe, SAMPLES, steps=2, on_chunk=save, **arguments)
+    state = checkpoints.restore(begin_sweep(recipe, hyper, keys, validation))
+state, losses = mgu.sweep(recipe, SAMPLES, steps=4, state=state, **arguments)
 best = mgu.best_member(state, hyper, validation)
 found["sweep"] = [losses.tolist(), best.score, *(a.tolist() for a in jax.tree.leaves(best.params))]
 if which == 0:

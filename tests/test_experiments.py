@@ -151,6 +151,15 @@ def test_runs_killed_at_twenty_moments_resume_to_the_same_bits(tmp_path):
     assert len(set(resumed)) > 10
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("1,2")
+    assert run("digits", "--quick", "--out", tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out must be a new folder, an empty one, or one of a run; {tmp_path} is none of them.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_tensorboard_shows_what_the_metrics_hold(tmp_path):
     """Also of a run that resumes: what was shown after its checkpoint is taken back."""
     assert run("digits", "--quick", "--out", tmp_path / "run", "--tensorboard") == 0

@@ -258,6 +258,30 @@ def test_what_cannot_be_is_one_sentence(kind, options, data, text):
     assert str(caught.value) == text
 
 
+def test_a_chunk_that_is_done_is_reported_before_the_next_ones_data_fail():
+    def source(step):
+        if step >= 4:
+            raise OSError("no more")
+        return samples(8)
+
+    seen = []
+    with pytest.raises(OSError, match="^no more$"):
+        mgu.fit(
+            mgu.Recipe(LAST, batch_size=8),
+            source,
+            steps=6,
+            key=KEY,
+            chunk_steps=2,
+            on_chunk=lambda state, *_: seen.append(int(state.step)),
+        )
+    assert seen == [2, 4]
+
+
+def test_metrics_of_one_name_are_told_apart():
+    metrics = (losses.accuracy, lambda ys, targets: ys.sum(), losses.accuracy)
+    assert mgu.Validation(samples(), metrics).names == ["accuracy", "metric 1", "metric 2"]
+
+
 def test_numbers_out_of_their_bounds_are_one_sentence():
     for changes, text in (
         ({"learning_rate": -1.0}, "hyper.learning_rate must be at least 0; got -1.0."),

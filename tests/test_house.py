@@ -52,6 +52,7 @@ CORRIDOR = [
     "interop.convert",
     "interop.weights",
     "interop.files",
+    "interop.pretrained",
     "interop.export",
     "interop.onnx",
     "interop.flax_layout",

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
-from experiments import adding, cells, language, learning, measures, mnist_pixels, text
+from experiments import adding, cells, learning, measures, mnist_pixels, text
 from experiments.files import DataSet
+from mgu_jax.interop import pretrained
 from tests.test_experiments import as_a_user, lines, png, run  # noqa: F401 (a fixture)
 
 
@@ -98,10 +99,10 @@ def test_samples_follow_the_model_and_the_temperature():
     model = mgu.model(3, (4,), 3, readout="all", embedding_size=3)
     params = model.init(jax.random.key(0))
     certain = params._replace(W_y=0 * params.W_y, b_y=jax.numpy.array([0.0, 9.0, 0.0]))
-    assert language.sample(model, certain, [0], 20, jax.random.key(1), 0.1).tolist() == [1] * 20
-    hot = language.sample(model, certain, [0], 300, jax.random.key(1), 100.0)
+    assert pretrained.sample(model, certain, [0], 20, jax.random.key(1), 0.1).tolist() == [1] * 20
+    hot = pretrained.sample(model, certain, [0], 300, jax.random.key(1), 100.0)
     assert np.bincount(hot, minlength=3).min() > 60
-    cold = language.sample(model, certain, [0, 2], 300, jax.random.key(1), 9.0)
+    cold = pretrained.sample(model, certain, [0, 2], 300, jax.random.key(1), 9.0)
     np.testing.assert_allclose((cold == 1).mean(), np.e / (np.e + 2), atol=0.08)
 
 

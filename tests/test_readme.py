@@ -94,6 +94,7 @@ SECTIONS = dict(re.findall(r"\n### (.*?)\n(.*?)(?=\n### |$)", COMING, re.DOTALL)
 PACKAGES = {"Flax NNX": "flax", "Flax Linen": "flax", "Equinox": "equinox", "Haiku": "haiku", "Keras": "keras"} | {
     "PyTorch": "torch",
     "And out again": "onnx",
+    "A model that comes along": "jax",
 }
 
 
@@ -144,6 +145,7 @@ CHECKS = {
     "Keras": check_keras,
     "PyTorch": lambda n: close(n["ours"], n["module"](n["x"], n["h"]).detach()),
     "And out again": lambda n: close(n["ys"], n["model"].apply(n["params"], np.zeros((28, 5, 28), np.float32))),
+    "A model that comes along": lambda n: n["model"].apply(n["params"], np.zeros(3, np.int32)),
 }
 
 
