@@ -24,8 +24,8 @@ class Config(Training):
     """Features of a word; H of the layer if not given."""
     hidden_size: int = 200
     batch_size: int = 20
-    learning_rate: float = 2e-3
-    dropout: float = 0.4
+    learning_rate: float = 5e-3
+    dropout: float = 0.3
     epochs: int = 10
 
 

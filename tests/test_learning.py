@@ -32,7 +32,7 @@ def test_adding_is_what_it_says(length):
     np.testing.assert_allclose(made.targets.var(), 1 / 6, rtol=0.15)
 
 
-ADDING = ["adding", "--quick", "--hidden-size", 8, "--length", 6, "--steps", 60]
+ADDING = ["adding", "--quick", "--hidden-size", 8, "--length", 6, "--steps", 100]
 
 
 def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
@@ -48,7 +48,7 @@ def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
     assert both["parameters"] == {"all": 2 * 8 * (8 + 2 + 1) + 9, "recurrent": 2 * 8 * (8 + 2 + 1)}
     assert both["seconds"] > 0
     rows = lines(tmp_path / "two")
-    assert [(row["step"], row["split"]) for row in rows] == [(s, p) for s in (50, 60) for p in ("train", "test")]
+    assert [(row["step"], row["split"]) for row in rows] == [(s, p) for s in (50, 100) for p in ("train", "test")]
     assert len(rows[0]["loss_per_seed"]) == 2
     assert png(tmp_path / "two" / "learning_curve.png")
 
@@ -110,7 +110,7 @@ def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "kjv", lambda *_: alphabet())
     flags = ["words", "--text", "kjv", "--cell", "gru", "--match", "mgu", "--hidden-size", 12, "--embedding-size", 3]
     assert (
-        run(*flags, "--window", 5, "--batch-size", 4, "--steps", 40, "--learning-rate", 0.03, "--out", tmp_path / "run")
+        run(*flags, "--window", 5, "--batch-size", 4, "--steps", 36, "--learning-rate", 0.03, "--out", tmp_path / "run")
         == 0
     )
     made = result(tmp_path / "run")
