@@ -56,12 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {note}", file=sys.stderr)
         print("stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except (
-        ImportError,
-        NotFinite,
-        Diverged,
-        OSError,
-    ) as error:  # an extra not installed, training that failed, a full disk
+    except (ImportError, NotFinite, Diverged, OSError) as error:  # no extra, a run that failed, a full disk
         for text in (error, *getattr(error, "__notes__", ())):
             print(f"error: {text}", file=sys.stderr)
         return 1

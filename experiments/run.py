@@ -244,6 +244,9 @@ class Run:
         for name, value in figures.items():
             if isinstance(value, float) and name not in names:
                 self._writer.add_scalar(f"{split}/{name}{member}", value, int(step))
+            elif isinstance(value, list) and name.endswith("_per_seed"):
+                for i, one in enumerate(value):
+                    self._writer.add_scalar(f"{split}/{name}/{i}", one, int(step))
 
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path("metrics.jsonl").read_text().splitlines()]

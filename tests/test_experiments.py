@@ -170,7 +170,10 @@ def test_tensorboard_shows_what_the_metrics_hold(tmp_path):
     wanted = {}
     for line in lines(tmp_path / "run"):
         for name in line.keys() - {"step", "split"}:
-            wanted.setdefault(f"{line['split']}/{name}", []).append((line["step"], pytest.approx(line[name], rel=1e-6)))
+            tag, value = f"{line['split']}/{name}", line[name]
+            if isinstance(value, list):
+                (value,), tag = value, f"{tag}/0"
+            wanted.setdefault(tag, []).append((line["step"], pytest.approx(value, rel=1e-6)))
     assert wanted == {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 

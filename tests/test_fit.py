@@ -265,7 +265,7 @@ def test_a_chunk_that_is_done_is_reported_before_the_next_ones_data_fail():
         return samples(8)
 
     seen = []
-    with pytest.raises(OSError, match="^no more$"):
+    with pytest.raises(OSError, match=r"^no more$"):
         mgu.fit(
             mgu.Recipe(LAST, batch_size=8),
             source,
