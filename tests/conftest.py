@@ -34,8 +34,9 @@ def double_precision():
 
 
 @pytest.fixture
-def quick_compiler():
-    """A hasty compiler within the test."""
+def quick_compiler(monkeypatch):
+    """A hasty compiler within the test, and in the processes that it starts."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     with hasty():
         yield
 

@@ -137,6 +137,7 @@ def test_dropout_is_on_what_the_layer_hands_on():
         baseline("rnn", D, H, K)
 
 
+@pytest.mark.slow
 def test_fit_and_sweep_take_a_baseline():
     """A stream with a carried state, and samples with lengths under vmap over seeds; the losses fall."""
     key = jax.random.key(0)

@@ -91,6 +91,7 @@ def test_a_seed_is_refused(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {text}\n"
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path, capsys):
     assert main(["benchmark", "--quick", "--out", str(tmp_path / "run")]) == 0
     rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]

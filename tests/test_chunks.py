@@ -18,9 +18,9 @@ CELLS = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for n
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_join_undoes_cut_and_chunks_run_in_order(reverse):
-    for steps in range(12):
+    for steps in (0, 1, 2, 5, 7, 11):
         rows = {"a": jnp.arange(steps), "b": jnp.arange(2.0 * steps).reshape(steps, 2), "none": None}
-        for length in range(1, 14):
+        for length in (1, 2, 3, 5, 7, 13):
             stacks = chunks.cut(rows, length, reverse)
             back = chunks.join(stacks, reverse)
             np.testing.assert_array_equal(back["a"], rows["a"])

@@ -99,6 +99,7 @@ def test_a_run_of_two_devices_goes_on_with_one():
     assert all(len(a.sharding.device_set) == 1 for a in jax.tree.leaves(one))
 
 
+@pytest.mark.slow
 def test_halving_on_devices_that_do_not_divide_what_is_left():
     hyper, keys = mgu.grid(learning_rate=(1e-3, 1e-2)), jax.random.split(jax.random.key(0), 1)
     validation = mgu.Validation(SAMPLES, (cross_entropy,), higher_is_better=False)

@@ -127,6 +127,7 @@ def ends_as(folder, whole):
     return results[0]["loss"] == results[1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     """Killed without warning between two checkpoints, then resumed: the same metrics, the same result."""
     assert run(*SMALL, "--out", tmp_path / "whole") == 0
@@ -364,6 +365,7 @@ def test_a_damaged_file_is_named(tmp_path, kind):
 MNIST = os.environ.get("MGU_JAX_DATA")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MNIST, reason="MGU_JAX_DATA names no folder with the MNIST files")
 def test_mnist_rows_on_the_real_files(tmp_path, monkeypatch):
     monkeypatch.setenv("MGU_JAX_DATA", str(MNIST))
@@ -377,6 +379,7 @@ def test_mnist_rows_on_the_real_files(tmp_path, monkeypatch):
     assert result["accuracy"] > 0.2
 
 
+@pytest.mark.slow
 def test_digits_reach_97_percent_in_90_seconds(tmp_path):
     began = time.perf_counter()
     assert run("digits", "--out", tmp_path / "run") == 0

@@ -156,6 +156,7 @@ def test_a_stream_resumes_to_the_same_bits():
     assert same(whole, resumed)
 
 
+@pytest.mark.slow
 def test_rates_of_noise_are_traced_and_change_from_step_to_step():
     data, recipe = samples(), mgu.Recipe(LAST, batch_size=8)
     plain, noisy, again = (

@@ -35,6 +35,7 @@ def test_adding_is_what_it_says(length):
 ADDING = ["adding", "--quick", "--hidden-size", 8, "--length", 6, "--steps", 100]
 
 
+@pytest.mark.slow
 def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
     """The figures of each seed, their mean and deviation; seed 1 of two is the run of seed 1."""
     assert run(*ADDING, "--seeds", 2, "--out", tmp_path / "two") == 0
@@ -69,6 +70,7 @@ CHARS = ["chars", "--hidden-size", 12, "--embedding-size", 4, "--window", 8, "--
 CHARS += ["--steps", 96, "--learning-rate", 0.02, "--dropout", 0.1, "--temperature", 0.1]
 
 
+@pytest.mark.slow
 def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
     """The letters in their order, from a stream with its state carried; killed before its end, to the same bits."""
     monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
@@ -106,6 +108,7 @@ def test_samples_follow_the_model_and_the_temperature():
     np.testing.assert_allclose((cold == 1).mean(), np.e / (np.e + 2), atol=0.08)
 
 
+@pytest.mark.slow
 def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "kjv", lambda *_: alphabet())
     flags = ["words", "--text", "kjv", "--cell", "gru", "--match", "mgu", "--hidden-size", 12, "--embedding-size", 3]
@@ -120,6 +123,7 @@ def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
     assert made["perplexity"] < 3
 
 
+@pytest.mark.slow
 def test_reviews_choose_by_those_held_out(tmp_path, monkeypatch):
     """Tokens, lengths, a mean of states; the best step is that of the held-out reviews."""
     rng = np.random.default_rng(0)

@@ -105,6 +105,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_its_neighbours_do_not_notice(
     assert (rows[5]["setting"], rows[5]["seed"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_neighbour_that_is_not_there_changes_nothing_either():
     """The sweep without the broken member at all."""
     with_it, without = jnp.array([1e-2, 1e38, 3e-2]), jnp.array([1e-2, 3e-2])
@@ -152,6 +153,7 @@ def test_the_best_member_comes_out_as_an_ordinary_pytree():
     np.testing.assert_allclose(score, best.score, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_halving_leaves_the_better_half_each_time_and_they_are_as_in_the_whole_sweep():
     whole, _ = run(validation=VALIDATION)
     early, _ = run(validation=VALIDATION, steps=5)
@@ -241,6 +243,7 @@ def test_a_sampler_is_asked_for():
     assert str(caught.value) == "learning_rate must be a sampler, such as mgu_jax.uniform(low, high); got 0.001."
 
 
+@pytest.mark.slow
 def test_a_frozen_member_is_never_the_best():
     hyper = mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38]))
     state, _ = run(hyper=hyper, validation=VALIDATION)
