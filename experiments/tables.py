@@ -72,7 +72,7 @@ def beside_the_peers(rows: Rows) -> list[str]:
     found = Times(rows)
     heads = ["B, T, D, H", "ms", "ms, 2 devices", "flax MGU", "flax MGU, 2 devices", "fastest GRU", "flax GRU"]
     heads += ["floors", "floors, 2 devices", "products alone", "no products in the loop"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    table = [heads]
     for size in found.sizes:
         cells = [", ".join(map(str, size))]
         for devices in (1, 2):
@@ -85,8 +85,10 @@ def beside_the_peers(rows: Rows) -> list[str]:
         cells.append(_pair(*(found.ratio(size, "flax GRU", which) for which in ("forward", "both"))))
         cells += [_number(found.floors(size)), _number(found.floors(size, 2)), _number(found.products(size))]
         cells.append(_number(found.ratio(size, "DIAGONAL_MGU")))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        table.append(cells)
+    kept = [i for i in range(len(heads)) if any(cells[i] for cells in table[1:])]  # what was measured at all
+    lines = ["| " + " | ".join(cells[i] for i in kept) + " |" for cells in table]
+    return [lines[0], "|---" * len(kept) + "|", *lines[1:]]
 
 
 def _pair(forward: float, both: float) -> str:
