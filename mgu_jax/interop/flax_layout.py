@@ -17,7 +17,13 @@ def check_ours(cell: Any, kind: type) -> None:
         raise TypeError(f"cell must be a {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
 
 
+def chosen(layer: Any, **flags: bool | None) -> list[bool]:
+    """The flags of a call; where they are ``None``, those of the layer."""
+    return [getattr(layer, name) if flag is None else flag for name, flag in flags.items()]
+
+
 def run(
+    layer: Any,
     params: Params,
     inputs: Array,
     initial_carry: Array | None,
@@ -25,15 +31,20 @@ def run(
     *,
     seq_lengths: Array | None,
     resets: Array | None,
-    time_major: bool,
-    reverse: bool,
-    keep_order: bool,
+    return_carry: bool | None,
+    time_major: bool | None,
+    reverse: bool | None,
+    keep_order: bool | None,
     **options: Any,
-) -> tuple[Array, Array]:
-    """inputs [..., T, D], or [T, ..., D] if time_major -> carry [..., H] and outputs [..., T, H] or [T, ..., H].
+) -> Any:
+    """inputs [..., T, D], or [T, ..., D] if time_major -> outputs [..., T, H] or [T, ..., H], or (carry, outputs).
 
-    Outputs of ``reverse`` come in the order of running, unless ``keep_order``; padding stays at the end.
+    Outputs of ``reverse`` come in the order of running, unless ``keep_order``; padding stays at the end. Flags that are
+    ``None`` are the layer's.
     """
+    return_carry, time_major, reverse, keep_order = chosen(
+        layer, return_carry=return_carry, time_major=time_major, reverse=reverse, keep_order=keep_order
+    )
     checks.check_features("inputs", inputs, "time, ..., " if time_major else "..., time, ", params, "W_h")
     axis = 0 if time_major else inputs.ndim - 2
     xs = jnp.moveaxis(jnp.asarray(inputs), axis, 0)
@@ -44,7 +55,8 @@ def run(
     )
     if reverse and not keep_order:
         hs = _turned(hs, seq_lengths)
-    return carry, jnp.moveaxis(hs, 0, axis)
+    outputs = jnp.moveaxis(hs, 0, axis)
+    return (carry, outputs) if return_carry else outputs
 
 
 def _turned(hs: Array, lengths: Any) -> Array:

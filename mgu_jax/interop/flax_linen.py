@@ -17,7 +17,7 @@ from mgu_jax.cell import step
 from mgu_jax.extras import require
 from mgu_jax.family import MGU, Cell
 from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import check_ours, run
+from mgu_jax.interop.flax_layout import check_ours, chosen, run
 from mgu_jax.params import Params
 
 nn = require("flax.linen", "flax")
@@ -115,25 +115,22 @@ class MinimalGatedRNN(nn.RNN):
         other arguments as in ``nn.RNN``.
         """
         check_ours(self.cell, MinimalGatedCell)
-
-        def chosen(name: str, value: bool | None) -> bool:
-            return getattr(self, name) if value is None else value
-
         if initial_carry is None and self.cell.carry_init is not None:
-            axis = 0 if chosen("time_major", time_major) else inputs.ndim - 2
+            axis = 0 if chosen(self, time_major=time_major)[0] else inputs.ndim - 2
             shape = (*inputs.shape[:axis], *inputs.shape[axis + 1 :])
             initial_carry = self.cell.initialize_carry(random.key(0) if init_key is None else init_key, shape)
-        carry, outputs = run(
+        return run(
+            self,
             self.cell.parameters(inputs.shape[-1]),
             inputs,
             initial_carry,
             self.cell.cell,
             seq_lengths=seq_lengths,
             resets=resets,
-            time_major=chosen("time_major", time_major),
-            reverse=chosen("reverse", reverse),
-            keep_order=chosen("keep_order", keep_order),
+            return_carry=return_carry,
+            time_major=time_major,
+            reverse=reverse,
+            keep_order=keep_order,
             key=key,
             **self.options,
         )
-        return (carry, outputs) if chosen("return_carry", return_carry) else outputs

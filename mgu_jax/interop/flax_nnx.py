@@ -128,21 +128,18 @@ class MGU(nnx.RNN):
         other arguments as in ``nnx.RNN``.
         """
         del rngs  # the carry begins at zero
-
-        def chosen(name: str, value: bool | None) -> bool:
-            return getattr(self, name) if value is None else value
-
-        carry, outputs = run(
+        return run(
+            self,
             self.cell.params,
             inputs,
             initial_carry,
             self.cell.member,
             seq_lengths=seq_lengths,
             resets=resets,
-            time_major=chosen("time_major", time_major),
-            reverse=chosen("reverse", reverse),
-            keep_order=chosen("keep_order", keep_order),
+            return_carry=return_carry,
+            time_major=time_major,
+            reverse=reverse,
+            keep_order=keep_order,
             key=key,
             **dict(self.options),
         )
-        return (carry, outputs) if chosen("return_carry", return_carry) else outputs
