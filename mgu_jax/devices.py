@@ -38,16 +38,12 @@ def mesh_of(devices: Any, what: str, count: int) -> Mesh | None:
 def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
     """Arrays onto the devices: whole on each, or split where one of ``axes`` is ``AXIS``."""
     if mesh is None:
-        return jax.tree.map(_put_on_one, tree)
+        split = any(isinstance(a, jax.Array) and len(a.sharding.device_set) > 1 for a in jax.tree.leaves(tree))
+        return jax.device_put(tree, jax.local_devices()[0] if split else None)
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda a: _put_by_all(a, sharding), tree)
-
-
-def _put_on_one(a: Any) -> jax.Array:
-    split = isinstance(a, jax.Array) and len(a.sharding.device_set) > 1
-    return jax.device_put(a, jax.local_devices()[0] if split else None)
 
 
 def _put_by_all(a: Any, sharding: NamedSharding) -> jax.Array:

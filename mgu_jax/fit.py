@@ -15,7 +15,7 @@ from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.optimizers import Hyper, check_hyper
 from mgu_jax.progress import Progress
-from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluate, start
+from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluation, start
 
 
 class NotFinite(RuntimeError):
@@ -54,6 +54,10 @@ class Validation:
         """Of the metrics; those that have none, or one that was there before, are told by their place."""
         found = [getattr(metric, "__name__", "<lambda>") for metric in self.metrics]
         return [f"metric {i}" if n == "<lambda>" or n in found[:i] else n for i, n in enumerate(found)]
+
+    def is_due(self, done: int, chunk_steps: int, steps: int) -> bool:
+        """Whether to measure after this step."""
+        return done % (chunk_steps * self.every) == 0 or done == steps
 
     def __post_init__(self) -> None:
         checks.check_size("every", self.every)
@@ -101,6 +105,18 @@ def check_validation(recipe: Recipe, validation: Any) -> None:
             feed.check_stream(validation.data, recipe.batch_size, recipe.window)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation.{error}") from None
+
+
+def chunk_size(done: int, chunk_steps: int, steps: int) -> int:
+    """Steps of the next chunk; chunks end at multiples of chunk_steps, wherever the run began."""
+    return min(chunk_steps - done % chunk_steps, steps - done)
+
+
+def scores_of(recipe: Recipe, validation: Validation, params: Any, members: bool = False) -> dict[str, np.ndarray]:
+    """The metrics by name: a value of each or, of params [M, ...] of members, [M]."""
+    size = validation.batch_size if recipe.window is None else recipe.batch_size
+    values = evaluation(recipe.model, params, validation.data, validation.metrics, size, recipe.window, members)
+    return dict(zip(validation.names, values, strict=True))
 
 
 def classes_of(recipe: Recipe, params: Any) -> int | None:
@@ -177,21 +193,17 @@ def fit(
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
 
-    def size(done: int) -> int:
-        """Chunks end at multiples of chunk_steps, wherever the run began."""
-        return min(chunk_steps - done % chunk_steps, steps - done)
-
     def batches(done: int) -> Any:
         if not callable(data):
             return data
         mine = recipe.batch_size * jax.local_device_count() // devices if jax.process_count() > 1 else recipe.batch_size
-        part = feed.stack(data, done, size(done), mine, classes)
+        part = feed.stack(data, done, chunk_size(done, chunk_steps, steps), mine, classes)
         return put_parts(part, mesh, None, AXIS)
 
     ready, failed = batches(done) if done < steps else None, None
     with Progress(done, steps, progress) as shown:
         while done < steps and not _out_of_patience(reached, validation):
-            count = size(done)
+            count = chunk_size(done, chunk_steps, steps)
             new_state, new_losses = chunk(reached, hyper, ready, recipe=recipe, steps=count, mesh=mesh)
             try:
                 ready = batches(done + count) if done + count < steps else None  # while the device works
@@ -206,7 +218,7 @@ def fit(
             reached, done = new_state, done + count
             losses.append(new_losses)
             scores: dict[str, float] = {}
-            if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
+            if validation is not None and validation.is_due(done, chunk_steps, steps):
                 reached, scores = _validated(reached, recipe, validation)
                 reached = placed(reached)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
@@ -230,16 +242,14 @@ def _unscored(state: TrainState, validation: Validation) -> Best:
 
 def _validated(state: TrainState, recipe: Recipe, validation: Validation) -> tuple[TrainState, dict[str, float]]:
     """The state with the best parameters so far, and the scores by the names of the metrics."""
-    size = validation.batch_size if recipe.window is None else recipe.batch_size
-    values = agreed(
-        evaluate(recipe.model, one_copy(state.params), validation.data, validation.metrics, size, recipe.window)
-    )
+    scores = scores_of(recipe, validation, one_copy(state.params))
+    values = agreed([float(score) for score in scores.values()])
     best, score = state.best, np.float32(values[0])
     if score > best.score if validation.higher_is_better else score < best.score:
         best = Best(jnp.asarray(score), state.step, state.params, jnp.int32(0))
     else:
         best = best._replace(waited=best.waited + 1)
-    return state._replace(best=best), dict(zip(validation.names, values, strict=True))
+    return state._replace(best=best), dict(zip(scores, values, strict=True))
 
 
 def _out_of_patience(state: TrainState, validation: Validation | None) -> bool:

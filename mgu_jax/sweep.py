@@ -22,11 +22,11 @@ from jax.sharding import Mesh, PartitionSpec
 from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, mesh_of, put, to_host
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.fit import Validation, all_finite, check_fit, check_validation, classes_of
+from mgu_jax.fit import Validation, all_finite, check_fit, check_validation, chunk_size, classes_of, scores_of
 from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.settings import settings
-from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluation, start
+from mgu_jax.train import Best, Recipe, TrainState, chunk, start
 
 
 class Sweep(NamedTuple):
@@ -107,11 +107,8 @@ def _validated(
     members: TrainState, recipe: Recipe, validation: Validation, living: Array
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """The members with the best parameters of each so far, and the scores now, [M], by the names of the metrics."""
-    size = validation.batch_size if recipe.window is None else recipe.batch_size
-    values = evaluation(
-        recipe.model, members.params, validation.data, validation.metrics, size, recipe.window, members=True
-    )
-    score, best = values[0].astype(np.float32), members.best
+    scores = scores_of(recipe, validation, members.params, members=True)
+    score, best = next(iter(scores.values())).astype(np.float32), members.best
     better = (score > best.score if validation.higher_is_better else score < best.score) & living
     new = Best(score, members.step, members.params, jnp.zeros_like(best.waited))
     old = best._replace(waited=best.waited + 1)
@@ -119,7 +116,7 @@ def _validated(
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-    return members._replace(best=jax.tree.map(chosen, new, old)), dict(zip(validation.names, values, strict=True))
+    return members._replace(best=jax.tree.map(chosen, new, old)), scores
 
 
 def sweep(
@@ -194,7 +191,7 @@ def sweep(
         raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
     with Progress(done, steps, progress) as shown:
         while done < steps:
-            size = min(chunk_steps - done % chunk_steps, steps - done)
+            size = chunk_size(done, chunk_steps, steps)
             ready = batches(done, size)
             members, stopped, new_losses = chunk_of_members(
                 members, stopped, each, ready, recipe=recipe, steps=size, at_once=at_once, mesh=mesh
@@ -204,7 +201,7 @@ def sweep(
             new_losses = np.where((frozen[:, None] >= 0) & (which >= frozen[:, None]), np.nan, to_host(new_losses))
             losses.append(new_losses)
             scores: dict[str, np.ndarray] = {}
-            if validation is not None and (done % (chunk_steps * validation.every) == 0 or done == steps):
+            if validation is not None and validation.is_due(done, chunk_steps, steps):
                 members, scores = _validated(members, recipe, validation, stopped < 0)
             reached = Sweep(put(jnp.int32(done), mesh), members, stopped)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
