@@ -14,8 +14,8 @@ from experiments import data, plots, timing
 from experiments.run import BadRequest, Common, Run, saved, use_devices
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.losses import accuracy
-from mgu_jax.sweep import Sweep, begin, chunk_of_members, rows
-from mgu_jax.train import TrainState, chunk
+from mgu_jax.settings import settings
+from mgu_jax.sweep import Sweep, begin, per_member, rows
 
 RATES, BIASES = (3e-4, 1e-3, 3e-3, 1e-2), (-2.0, -1.0, 0.0, 1.0)
 CHUNK = 42  # an epoch
@@ -41,8 +41,7 @@ def main(config: Config) -> None:
     hyper = mgu.grid(
         learning_rate=RATES[1:3] if config.quick else RATES, forget_bias=BIASES[:2] if config.quick else BIASES
     )
-    settings = len(hyper.learning_rate)
-    count = settings * config.seeds
+    count = len(hyper.learning_rate) * config.seeds
     if count % devices:
         raise BadRequest(f"--devices must divide the {count} members; got {devices}.")
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
@@ -78,7 +77,8 @@ def main(config: Config) -> None:
         )
 
     members, best = rows(state, hyper), mgu.best_member(state, hyper, validation)
-    times = _times(state, hyper, digits.train, recipe, config)
+    each, budget = per_member(settings(hyper)[0], config.seeds), 0.1 if config.quick else 5.0
+    times = timing.members_beside_one(recipe, state, each, digits.train, steps=CHUNK, devices=devices, budget=budget)
     surface = np.array([row["score"] for row in members]).reshape(
         -1, len(BIASES[:2] if config.quick else BIASES), config.seeds
     )
@@ -96,30 +96,3 @@ def main(config: Config) -> None:
     print(f"  an epoch of all {count} members: {times['seconds']:.2f} s; of one, times {count}: ", end="")
     print(f"{times['seconds_one_by_one']:.2f} s; the sweep takes {times['share']:.2f} of that")
     print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, surface.png")
-
-
-def _times(state: Sweep, hyper: mgu.Hyper, train: mgu.Data, recipe: mgu.Recipe, config: Config) -> dict[str, float]:
-    """Seconds of a chunk of all members, and of one member's times their number; the median of paired rounds."""
-    each = jax.tree.map(
-        lambda a: np.repeat(np.broadcast_to(np.float32(a), len(hyper.learning_rate)), config.seeds), hyper
-    )
-    first, one = (
-        jax.tree.map(lambda a: a[0], jax.device_put(tree, jax.devices()[0])) for tree in (each, state.members)
-    )
-    each, train = jax.device_put(each, state.stopped.sharding), jax.device_put(train)
-    mesh = getattr(state.stopped.sharding, "mesh", None)
-
-    def together(members: TrainState) -> object:
-        return chunk_of_members(members, state.stopped, each, train, recipe=recipe, steps=CHUNK, mesh=mesh)
-
-    def alone(member: TrainState) -> object:
-        return chunk(member, first, train, recipe=recipe, steps=CHUNK)
-
-    contestants = {"all": (together, (state.members,)), "one": (alone, (one,))}
-    times = timing.alternate(contestants, 0.1 if config.quick else 5.0)
-    count = len(state.stopped)
-    return {
-        "seconds": float(np.median(times["all"])),
-        "seconds_one_by_one": count * float(np.median(times["one"])),
-        "share": timing.ratio(times["all"], times["one"]) / count,
-    }

@@ -8,6 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mgu_jax.devices import AXIS, mesh_of, put
+from mgu_jax.feed import Data
+from mgu_jax.optimizers import Hyper
+from mgu_jax.sweep import Sweep, chunk_of_members
+from mgu_jax.train import Recipe, chunk
+
 Size = tuple[int, int, int, int]  # B, T, D, H
 Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
 
@@ -38,6 +44,33 @@ def alternate(
             function, arguments = contestants[name]
             times[name][i] = seconds(function, *arguments)
     return times
+
+
+def members_beside_one(
+    recipe: Recipe, state: Sweep, hyper: Hyper, data: Data, *, steps: int, devices: int, budget: float
+) -> dict[str, float]:
+    """Seconds of a chunk of all members, split over devices, and of one member on one device times their number.
+
+    ``hyper`` has the entries of every member, [M].
+    """
+    count = len(state.stopped)
+    mesh = mesh_of(devices, "members", count)
+    one, its = jax.tree.map(lambda a: a[0], jax.device_put((state.members, hyper), jax.devices()[0]))
+    members, stopped, hyper = put((state.members, state.stopped, hyper), mesh, AXIS)
+    there, data = put(data, mesh), jax.device_put(data)
+
+    def together() -> Any:
+        return chunk_of_members(members, stopped, hyper, there, recipe=recipe, steps=steps, mesh=mesh)
+
+    def alone() -> Any:
+        return chunk(one, its, data, recipe=recipe, steps=steps)
+
+    times = alternate({"all": (together, ()), "one": (alone, ())}, budget)
+    return {
+        "seconds": float(np.median(times["all"])),
+        "seconds_one_by_one": count * float(np.median(times["one"])),
+        "share": ratio(times["all"], times["one"]) / count,
+    }
 
 
 def spread(times: np.ndarray) -> dict[str, float]:

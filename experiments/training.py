@@ -13,10 +13,11 @@ import mgu_jax as mgu
 from experiments import timing
 from experiments.run import BadRequest, Common, Run, use_devices
 from mgu_jax.checkpoint import Checkpoints
-from mgu_jax.devices import AXIS, mesh_of, put
+from mgu_jax.devices import mesh_of, put
 from mgu_jax.fit import begin
+from mgu_jax.settings import settings
 from mgu_jax.sweep import begin as begin_members
-from mgu_jax.sweep import chunk_of_members
+from mgu_jax.sweep import per_member
 from mgu_jax.train import Recipe, TrainState, chunk
 
 CLASSES = 10
@@ -89,19 +90,12 @@ def members(quick: bool, budget: float, devices: int) -> dict[str, Any]:
     """A chunk of 64 members on all devices, in 64 times one member on one device."""
     size, steps, count = ((2, 3, 4, 5), 2, 4) if quick else ((32, 8, 8, 32), 40, 64)
     recipe, data = _work(*size, steps)
-    mesh = mesh_of(devices, "members", count)
-    sweep = begin_members(recipe, HYPER, jax.random.split(jax.random.key(0), count))
-    each = jax.tree.map(lambda a: np.full(count, a, np.float32), HYPER)
-    spread, hyper = put((sweep.members, sweep.stopped), mesh, AXIS), put(each, mesh, AXIS)
-    there, first = put(data, mesh), _first(recipe)
-    options = {"recipe": recipe, "steps": steps}
-    contestants: dict[str, timing.Timed] = {
-        "all": (lambda: chunk_of_members(*spread, hyper, there, mesh=mesh, **options), ()),
-        "one": (lambda: chunk(first, HYPER, data, **options), ()),
-    }
-    times = timing.alternate(contestants, budget)
-    return {"part": "members", "size": list(size), "count": count, "devices": devices, "ms": _ms(times["all"])} | {
-        "of_one_by_one": timing.ratio(times["all"], times["one"]) / count
+    state = begin_members(recipe, HYPER, jax.random.split(jax.random.key(0), count))
+    each = per_member(settings(HYPER)[0], count)
+    found = timing.members_beside_one(recipe, state, each, data, steps=steps, devices=devices, budget=budget)
+    return {"part": "members", "size": list(size), "count": count, "devices": devices} | {
+        "ms": 1e3 * found["seconds"],
+        "of_one_by_one": found["share"],
     }
 
 

@@ -47,7 +47,8 @@ class Member(NamedTuple):
     params: Any
 
 
-def _per_member(hyper: Hyper, seeds: int) -> Hyper:
+def per_member(hyper: Hyper, seeds: int) -> Hyper:
+    """Settings with entries [N], as the members have them: [N*S]."""
     return jax.tree.map(lambda a: jnp.repeat(a, seeds), hyper)
 
 
@@ -60,7 +61,7 @@ def begin(recipe: Recipe, hyper: Hyper, keys: Array, validation: Validation | No
     """The state of a sweep before the first step; ``sweep`` says what the arguments are."""
     hyper, count = settings(hyper)
     total = count * len(keys)
-    members = _start(jnp.tile(keys, count), _per_member(hyper, len(keys)), recipe)
+    members = _start(jnp.tile(keys, count), per_member(hyper, len(keys)), recipe)
     if validation is not None:
         worst = jnp.full(total, -jnp.inf if validation.higher_is_better else jnp.inf, jnp.float32)
         members = members._replace(best=Best(worst, members.step, members.params, jnp.zeros(total, jnp.int32)))
@@ -169,7 +170,7 @@ def sweep(
     if at_once is not None:
         checks.check_size("at_once", at_once)
     (hyper, count), seeds = settings(hyper), len(keys)
-    each, total = _per_member(hyper, seeds), count * seeds
+    each, total = per_member(hyper, seeds), count * seeds
     mesh = mesh_of(devices, "members", total)
     if state is None:
         state = begin(recipe, hyper, keys, validation)

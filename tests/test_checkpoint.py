@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from mgu_jax import sidecar
 from mgu_jax.checkpoint import Checkpoints, Damaged
+from tests.processes import run_together
 
 ROOT = Path(__file__).parent.parent
 
@@ -614,8 +615,8 @@ import sys
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_num_cpu_devices", 1)
-process, folder, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+process, folder, address = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(address, 2, process)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mgu_jax.checkpoint import Checkpoints, Damaged
@@ -640,23 +641,8 @@ print("whole", process, flush=True)
 
 @pytest.mark.slow
 def test_two_processes_save_and_restore_one_state(tmp_path):
-    import socket
+    def command(i, address):
+        return [sys.executable, "-c", TWO, str(i), str(tmp_path), address]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, str(process), str(tmp_path), str(port)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
-    try:
-        texts = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    texts = run_together(2, command, timeout=120, cwd=ROOT)
     assert ["whole 0" in texts[0], "whole 1" in texts[1]] == [True, True]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import mgu_jax as mgu
 from mgu_jax.devices import mesh_of
 from mgu_jax.losses import cross_entropy
 from mgu_jax.train import run_model
+from tests.processes import run_together
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
@@ -178,28 +177,12 @@ if which == 0:
 
 
 def run_processes(folder, processes):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    def command(i, address):
+        return [sys.executable, "-c", SCRIPT, str(i), str(processes), address, str(folder)]
+
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(i), str(processes), address, str(folder)],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    try:
-        ended = [process.communicate(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * processes, ended[0][1] + ended[-1][1]
-    return json.loads(ended[0][0].splitlines()[-1])  # gloo says before it who is there
+    said = run_together(processes, command, env=environment, cwd=ROOT)
+    return json.loads(said[0].splitlines()[-1])  # gloo says before it who is there
 
 
 @pytest.mark.slow

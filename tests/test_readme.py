@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import mgu_jax as mgu
 from experiments import features, tables, training
 from experiments.__main__ import NAMES
 from mgu_jax.gradients import relative_error
+from tests.processes import run_together
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,30 +60,15 @@ def test_the_code_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
 def test_the_commands_for_several_machines_run(tmp_path):
     (text,) = (block for block in code(README) if is_file(block))
     (tmp_path / "train.py").write_text(text)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    commands = [
-        line.split("#")[0].split() for line in re.findall(r"    JAX_NUM_CPU_DEVICES=2 (python train.py .*)", README)
-    ]
+    commands = [line.split() for line in re.findall(r"    JAX_NUM_CPU_DEVICES=2 (python train.py .*?) +#", README)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+    def command(i, address):
+        _, script, _, *others = commands[i]
+        return [sys.executable, script, address, *others]
+
     assert len(commands) == 2
-    started = []
-    for _, script, _, processes, which in commands:
-        started.append(
-            subprocess.Popen(
-                [sys.executable, script, address, processes, which],
-                cwd=tmp_path,
-                env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        said = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0]
+    said = run_together(2, command, env=environment, cwd=tmp_path)
     loss = re.search(r"^loss (.*) on 4 devices$", said[0], re.MULTILINE)
     assert float(loss[1]) < 0.5
     assert "loss" not in said[1]
