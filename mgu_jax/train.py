@@ -6,7 +6,10 @@ The static side of a run is a ``Recipe``; what multiplies something is traced an
     state, losses = chunk(state, hyper, data, recipe=recipe, steps=K)
 
 K steps in one ``lax.scan``. All that is random in a step follows from the key and the number of the step, so a run that
-resumes from a saved state continues as if it had never stopped. ``fit.py`` is the loop on the host around it.
+resumes from a saved state continues as if it had never stopped. On a mesh the samples of every batch are split.
+
+To train otherwise, give a ``Recipe`` another loss, optimiser or model; what a batch is, feed.py says, and what is
+traced, optimizers.py. ``fit.py`` is the loop on the host around a chunk.
 """
 
 from dataclasses import dataclass

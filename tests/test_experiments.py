@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments import data, training
 from experiments.__main__ import NAMES, main
 from experiments.run import BadRequest
 from mgu_jax.checkpoint import Checkpoints
@@ -150,6 +150,17 @@ def test_runs_killed_at_twenty_moments_resume_to_the_same_bits(tmp_path):
             resumed.append(checkpoints.steps[-1] if checkpoints.steps else 0)
         assert ends_as(folder, tmp_path / "whole")
     assert len(set(resumed)) > 10
+
+
+@pytest.mark.slow
+def test_training_measures_its_four_parts(tmp_path, capsys):
+    assert run("training", "--quick", "--out", tmp_path / "run") == 0
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["host loop", "devices", "members", "checkpoint"]
+    figures = [value for row in rows for value in row.values() if isinstance(value, float)]
+    assert len(figures) == 10
+    assert min(figures) > 0
+    assert "\n".join(training.table(rows)) in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
