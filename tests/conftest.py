@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from contextlib import contextmanager, nullcontext
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -11,6 +12,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have what they start in the background ignore
 jax.config.update("jax_num_cpu_devices", 2)  # for the tests that spread work over devices; the others use the first
 
 
