@@ -52,12 +52,22 @@ def _identity(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.eye(shape[0], dtype=dtype) if len(shape) == 2 else jnp.ones(shape, dtype)
 
 
+def _orthogonal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """JAX's, and under ``vmap`` one matrix after the other.
+
+    Of two batched QR decompositions in one program XLA's CPU runs both at once, and in a pool of few threads they may
+    wait for each other for ever (seen with jaxlib 0.10.2 on two cores).
+    """
+    draw = jax.nn.initializers.orthogonal()
+    return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+
 def _schemes(hidden_size: int) -> dict[str, tuple[Initializer, Initializer]]:
     """Name -> (how W is drawn, how U is drawn), for a layer of width H."""
     uniform, notebook = _between(hidden_size**-0.5), _between(0.05)
     glorot = jax.nn.initializers.glorot_uniform()
     return {
-        "orthogonal": (glorot, jax.nn.initializers.orthogonal()),
+        "orthogonal": (glorot, _orthogonal),
         "glorot": (glorot, glorot),
         "uniform": (uniform, uniform),
         "identity": (glorot, _identity),

@@ -54,7 +54,8 @@ def per_member(hyper: Hyper, seeds: int) -> Hyper:
 
 @partial(jax.jit, static_argnames="recipe")
 def _start(keys: Array, hyper: Hyper, recipe: Recipe) -> TrainState:
-    return jax.vmap(partial(start, recipe))(keys, hyper)
+    # Not vmap: a model's init may hold what may not run twice at once, as in initial.py's _orthogonal.
+    return lax.map(lambda member: start(recipe, *member), (keys, hyper))
 
 
 def begin(recipe: Recipe, hyper: Hyper, keys: Array, validation: Validation | None = None) -> Sweep:
