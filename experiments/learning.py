@@ -47,6 +47,8 @@ class Training(Common):
     """At the start, in the paper's sign: negative remembers; or chrono, each unit its own, for the length at hand."""
     epochs: int = 1
     """Passes over the training set; --steps, if given, decides instead."""
+    implementation: Literal["manual", "autodiff"] | None = None
+    """Whose gradient trains our own cells: the one written by hand or JAX's; as mgu_jax.scan chooses if not given."""
     at_once: int | None = None
     """Seeds under one vmap, the others after them in the same program; one on a CPU, all elsewhere if not given."""
     devices: int | None = None
@@ -114,6 +116,10 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
         if config.match is not None:
             wanted = cells.counts(cells.build(config.match, sizes[0], width, sizes[1], **options))["all"]
             width = cells.width_of(config.cell, wanted, *sizes, **options)
+        if config.implementation is not None:
+            if config.cell not in cells.FAMILY:
+                raise BadRequest(f"--implementation is for our own cells; got --cell {config.cell}.")
+            options["implementation"] = config.implementation
         return cells.build(config.cell, sizes[0], width, sizes[1], chrono, **options), width
     except ValueError as error:
         raise BadRequest(str(error)) from error
