@@ -15,7 +15,7 @@ from mgu_jax.losses import cross_entropy
 from mgu_jax.train import run_model
 from tests.processes import run_together
 
-pytestmark = pytest.mark.usefixtures("optax_promotes")
+pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
 
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)

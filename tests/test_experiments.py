@@ -21,6 +21,7 @@ from experiments.run import BadRequest
 from mgu_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +101,7 @@ def test_the_held_out_quarter_of_the_digits():
 
 def test_an_earlier_run_is_kept(tmp_path, capsys):
     for _ in range(3):
-        run("notebook", "--out", tmp_path / "run")
+        run("notebook", "--steps", 2, "--out", tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
     assert f"{tmp_path / 'run'} held a run already; it is now {tmp_path / 'run.2'}." in capsys.readouterr().out
 
@@ -249,7 +250,7 @@ def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
     assert "--resume needs a run of notebook" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["notebook", "gradients"])
+@pytest.mark.parametrize("name", ["notebook", pytest.param("gradients", marks=pytest.mark.slow)])
 def test_a_short_run_that_resumes_begins_again(name, tmp_path):
     flags = ["--quick", "--out", tmp_path / "run"]
     run(name, *flags)

@@ -13,7 +13,7 @@ from mgu_jax import feed, losses, optimizers, train
 
 KEY = jax.random.key(5)
 
-pytestmark = pytest.mark.usefixtures("optax_promotes")
+pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
 
 
 def samples(count=24, T=6, classes=2, seed=0):

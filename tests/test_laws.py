@@ -191,7 +191,7 @@ def scalar(cell, implementation, **options):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("MGU", "FLAX_MGU") else pytest.mark.slow) for name in laws.CELLS],
+    [pytest.param(name, marks=[] if name == "MGU" else pytest.mark.slow) for name in laws.CELLS],
 )
 def test_second_derivatives(x64, name):
     """grad of grad, Hessian-vector products in both modes, and the whole Hessian equal autodiff's."""

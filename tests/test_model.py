@@ -11,6 +11,7 @@ from tests import laws
 XS = jax.random.normal(jax.random.key(1), (7, 3, 4))
 LENGTHS = np.array([7, 0, 4])
 KEY = jax.random.key(5)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def close(a, b, tolerance=1e-5):
@@ -51,7 +52,10 @@ def test_init_shapes_scale_and_bias():
     assert not np.array_equal(params.layers[0].W_f[:, :1], params.layers[1].W_f[:4, :1])
 
 
-@pytest.mark.parametrize("name", ["MGU", "RESET_AFTER_MGU", "MIN_GRU"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("RESET_AFTER_MGU", "MIN_GRU")]
+
+
+@pytest.mark.parametrize("name", ["MGU", *OTHERS])
 def test_implementations_agree_and_dtype_travels(dtype, name):
     xs, gradients = XS.astype(dtype), []
     for implementation in ("manual", "autodiff"):

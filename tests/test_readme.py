@@ -36,7 +36,7 @@ def is_file(block):
     return block.startswith("# train.py\n")
 
 
-def test_the_code_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
+def test_the_code_blocks_run_one_after_the_other(quick_compiler, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in code(README.replace(COMING, "")) if not is_file(block)]
     assert len(blocks) >= 2

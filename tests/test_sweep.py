@@ -15,7 +15,7 @@ KEYS = jax.random.split(jax.random.key(11), 2)
 MODEL = mgu.model(3, (5,), 2, readout="last")
 RECIPE = mgu.Recipe(MODEL, batch_size=8)
 
-pytestmark = pytest.mark.usefixtures("optax_promotes")
+pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
 
 
 def samples(count=24):
@@ -173,6 +173,7 @@ def test_halving_leaves_the_better_half_each_time_and_they_are_as_in_the_whole_s
                 assert relative_error(a, b) < 1e-4
 
 
+@pytest.mark.slow
 def test_streams_and_noise_are_swept_too():
     tokens = np.random.default_rng(0).integers(0, 7, 101).astype(np.int32)
     stream, model = mgu.Stream(tokens[:-1], tokens[1:]), mgu.model(7, (6,), 7, embedding_size=4)

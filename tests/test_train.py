@@ -16,7 +16,7 @@ from mgu_jax.checkpoint import Checkpoints
 
 KEY = jax.random.key(3)
 
-pytestmark = pytest.mark.usefixtures("optax_promotes")
+pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
 
 
 @pytest.fixture(scope="module")
