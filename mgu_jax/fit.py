@@ -205,6 +205,7 @@ def fit(
         while done < steps and not _out_of_patience(reached, validation):
             count = chunk_size(done, chunk_steps, steps)
             new_state, new_losses = chunk(reached, hyper, ready, recipe=recipe, steps=count, mesh=mesh)
+            finite = all_finite(new_state.params)  # awaited below, with the losses
             try:
                 ready = batches(done + count) if done + count < steps else None  # while the device works
             except Exception as error:  # belongs to the next chunk; this one is looked at and reported first
@@ -213,7 +214,7 @@ def fit(
             bad = np.flatnonzero(~np.isfinite(new_losses))
             if bad.size:
                 raise NotFinite(f"the loss must stay finite; it is {new_losses[bad[0]]}", done + int(bad[0]), reached)
-            if not all_finite(new_state.params):  # the last update's doing, which no loss has seen yet
+            if not finite:  # the last update's doing, which no loss has seen yet
                 raise NotFinite("the parameters must stay finite; they are not", done + count, reached)
             reached, done = new_state, done + count
             losses.append(new_losses)

@@ -173,7 +173,10 @@ REFUSED = [
     (["vowels", "--forget-bias", "nan"], "--forget-bias must be a number or chrono; got nan."),
     (["adding", "--length", 1], "--length must be at least 2; got 1."),
     (["adding", "--cell", "mgu2"], "forget_bias can be chrono only for a cell with a forget bias; got mgu2."),
-    (["adding", "--cell", "gru", "--implementation", "manual"], "--implementation is for our own cells; got --cell gru."),
+    (
+        ["adding", "--cell", "gru", "--implementation", "manual"],
+        "--implementation is for our own cells; got --cell gru.",
+    ),
     (["adding", "--seeds", 3, "--devices", 2], "--devices must divide the 3 seeds; got 2."),
 ]
 
