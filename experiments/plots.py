@@ -75,8 +75,8 @@ CELLS = {
 }
 
 
-def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any) -> None:
-    """A panel an experiment, a row a run: a mark for each seed, a line at their mean."""
+def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any, label: Any) -> None:
+    """A panel an experiment, a row a run with its label: a mark for each seed, a line at their mean."""
     count = len(results)
     most = max(map(len, results.values()))
     columns = min(2, count)
@@ -90,8 +90,7 @@ def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure
             each = factor * np.array(row[f"{measure.name}_per_seed"], float)
             axes.plot(each, np.full(len(each), i), mark, color=colour, alpha=0.6, markersize=5, linestyle="none")
             axes.plot([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3], color=colour, linewidth=2)
-        labels = [f"{row['cell']}, H = {row['hidden_size']}" for row in rows]
-        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set_yticks(range(len(rows)), map(label, rows), fontsize=8)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"test {measure.label}{' (%)' if factor > 1 else ''}")
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)

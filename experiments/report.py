@@ -1,7 +1,7 @@
 """Make the tables of experiments/README.md and the picture beside them from the files in experiments/results/learning.
 
-A file there is the result.json of a run, under any name. Each experiment has a table of its own, a line a file, between
-two comments of the page; a text around them stays as it is.
+A file there is the result.json of a run, under any name. Each experiment has a table of its own, a line a file, and
+each question (questions.py) one over all of them, between two comments of the page; a text around them stays as it is.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments import cells, measures, plots
+from experiments import cells, measures, plots, questions
 from experiments.run import BadRequest
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
         seeds, frozen = len(row["seeds"]), len(row["frozen"])
         parts = (
-            row["cell"],
+            ", ".join(filter(None, (row["cell"], row["settings"].get("implementation")))),
             row["hidden_size"],
             f"{row['parameters']['recurrent']:,}",
             f"{row['parameters']['all']:,}",
@@ -79,10 +79,13 @@ def _block(name: str) -> tuple[str, str]:
 
 
 def written(page: str, results: Results) -> str:
-    """The page with its tables as the results say; one that it has not yet is added at the end."""
-    for name, rows in results.items():
+    """The page with its tables as the results say; one of an experiment that it has not yet is added at the end."""
+    every = [row for rows in results.values() for row in rows]
+    tables = {f"answer: {name}": questions.answer(name, every, measure_of) for name in questions.QUESTIONS}
+    tables = {name: text for name, text in tables.items() if _block(name)[0] in page}
+    for name, text in (tables | {name: table(rows) for name, rows in results.items()}).items():
         first, last = _block(name)
-        block = f"{first}\n{table(rows)}\n{last}"
+        block = f"{first}\n{text}\n{last}"
         if first in page:
             page = re.sub(f"{re.escape(first)}.*?{re.escape(last)}", lambda _, b=block: b, page, flags=re.DOTALL)
         else:
@@ -92,7 +95,7 @@ def written(page: str, results: Results) -> str:
 
 def tables_of(page: str) -> Iterable[str]:
     """The experiments that a page has a table of."""
-    return re.findall(r"<!-- table of (\S+), by", page)
+    return re.findall(r"<!-- table of ([\w-]+), by", page)
 
 
 def main(config: Config) -> None:
@@ -106,5 +109,5 @@ def main(config: Config) -> None:
     if lost := [name for name in tables_of(page) if name not in results]:
         raise BadRequest(f"--results must hold what {config.page.name} has a table of; {lost[0]} is not there.")
     config.page.write_text(written(page, results))
-    plots.seeds_of_cells(config.picture, results, measure_of)
+    plots.seeds_of_cells(config.picture, results, measure_of, questions.run_of)
     print(f"written: {config.page}, {config.picture}")

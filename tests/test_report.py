@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import plots, report
+from experiments import plots, questions, report
 from experiments.__main__ import main
 from experiments.cells import CellName
 from experiments.run import _command
@@ -17,7 +17,7 @@ ROWS = [
         "cell": cell,
         "hidden_size": 100,
         "parameters": {"recurrent": recurrent, "all": recurrent + 101},
-        "settings": {"forget_bias": "chrono"},
+        "settings": {"forget_bias": "chrono", "match": None},
         "squared_error": 0.002,
         "squared_error_per_seed": [0.001, 0.003],
         "squared_error_std": 0.001414,
@@ -36,7 +36,9 @@ def files(tmp_path):
     for i, row in enumerate(ROWS):
         (tmp_path / f"{i}.json").write_text(json.dumps(row))
     first, last = report._block("adding")
-    (tmp_path / "page.md").write_text(f"# A page\n\nbefore\n\n{first}\nold\n{last}\n\nafter\n")
+    answer = report._block("answer: size")
+    old = f"{answer[0]}\nold\n{answer[1]}\n\n{first}\nold\n{last}"
+    (tmp_path / "page.md").write_text(f"# A page\n\nbefore\n\n{old}\n\nafter\n")
     return tmp_path
 
 
@@ -53,6 +55,7 @@ def test_the_command_writes_tables_and_picture(files, capsys):
     assert page.startswith("# A page\n\nbefore\n\n<!--")
     assert page.endswith("-->\n\nafter\n")
     assert "old" not in page
+    assert "| `adding` | squared error | 0.00200 ± 0.00141 (2) | 0.00200 ± 0.00141 (2) |" in page
     assert "    python -m experiments adding --cell gru\n" in page
     assert (files / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert run(files) == 0
@@ -66,6 +69,40 @@ def test_the_command_writes_tables_and_picture(files, capsys):
     (files / "2.json").unlink()
     assert run(files) == 2
     assert "must hold what page.md has a table of; adding-400 is not there" in capsys.readouterr().err
+
+
+def asked(cell="mgu", flags="", score=0.002, **settings):
+    """A run of the adding problem of one seed."""
+    command = f"python -m experiments adding {flags}".strip()
+    settings = {"forget_bias": "chrono", "match": None, "implementation": None} | settings
+    one = {"cell": cell, "command": command, "settings": settings, "squared_error": score, "squared_error_std": None}
+    return ROWS[1] | one | {"seeds": [0]}
+
+
+def test_a_question_has_a_line_a_task_and_a_column_a_way():
+    rows = [
+        asked(),
+        asked("gru", "--cell gru --seeds 1", 0.003),
+        asked("gru", "--cell gru --match mgu", 0.004, match="mgu"),
+        asked("gru", "--length 200 --cell gru", 0.005),  # alone with its task
+        asked("gru", "--cell gru --forget-bias 0", 0.006, forget_bias=0.0),  # another question
+        asked("mgu", "--implementation manual", 0.007, implementation="manual"),  # "
+    ]
+    assert questions.answer("size", rows, report.measure_of).splitlines() == [
+        "| task | measured | MGU | GRU, as wide | GRU, as many parameters |",
+        "|---|---|---|---|---|",
+        "| `adding` | squared error | 0.00200 (1) | 0.00300 (1) | 0.00400 (1) |",
+    ]
+    rows = [
+        asked(flags="--length 200"),
+        asked(flags="--length 200 --forget-bias -1", forget_bias=-1.0, score=0.1),
+        asked("gru", "--length 200 --forget-bias -1 --cell gru", forget_bias=-1.0),
+    ]
+    assert questions.answer("bias", rows, report.measure_of).splitlines()[::2] == [
+        "| task | measured | b_f = -1 | chrono |",
+        "| `adding --length 200` | squared error | 0.10000 (1) | 0.00200 (1) |",
+    ]
+    assert questions.run_of(rows[1]) == "mgu, H = 100, b_f: -1.0"
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path, capsys):

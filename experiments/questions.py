@@ -1,0 +1,94 @@
+"""The questions of experiments/README.md, each as a table: a line a task, a column a way to do it.
+
+Rows are result.json of runs. Two of them did the same task if their commands differ in nothing but what is compared.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.measures import Measure
+
+_COMPARED = r" --(cell|match|forget-bias|implementation|seeds?|at-once|devices)[ =]\S+"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A column: what a run must have been asked for. A forget bias of None is the task's own."""
+
+    label: str
+    cell: str = "mgu"
+    match: str | None = None
+    forget_bias: float | str | None = None
+    implementation: str | None = None
+
+    def is_of(self, row: dict[str, Any]) -> bool:
+        settings = row["settings"]
+        if self.forget_bias is None and "--forget-bias" in row["command"]:
+            return False
+        if self.forget_bias not in (None, settings["forget_bias"]):
+            return False
+        return (row["cell"], settings["match"]) == (self.cell, self.match) and (
+            settings.get("implementation") == self.implementation
+        )
+
+
+# Name -> its columns.
+QUESTIONS: dict[str, tuple[Way, ...]] = {
+    "size": (
+        Way("MGU"),
+        Way("GRU, as wide", "gru"),
+        Way("LSTM, as wide", "lstm"),
+        Way("GRU, as many parameters", "gru", "mgu"),
+        Way("LSTM, as many parameters", "lstm", "mgu"),
+    ),
+    "sign": (
+        Way("MGU: reset before, the paper's sign", "mgu"),
+        Way("reset after, the paper's sign", "reset-after-mgu"),
+        Way("reset after, Flax's sign", "flax-mgu"),
+        Way("no reset", "ugrnn"),
+    ),
+    "gates": (Way("MGU"), Way("MGU1", "mgu1"), Way("MGU2", "mgu2"), Way("MGU3", "mgu3")),
+    "bias": (
+        *(Way(f"b_f = {b:+.0f}", forget_bias=b) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)),
+        Way("chrono", forget_bias="chrono"),
+    ),
+    "gradient": (Way("by hand", implementation="manual"), Way("autodiff", implementation="autodiff")),
+}
+
+
+def task_of(row: dict[str, Any]) -> str:
+    """What was asked for besides what is compared, as one types it."""
+    return re.sub(_COMPARED, "", row["command"]).removeprefix("python -m experiments ")
+
+
+def run_of(row: dict[str, Any]) -> str:
+    """What it was, in a few words."""
+    parts = [row["cell"], f"H = {row['hidden_size']}"]
+    if "--forget-bias" in row["command"]:
+        parts.append(f"b_f: {row['settings']['forget_bias']}")
+    return ", ".join(parts + [i for i in [row["settings"].get("implementation")] if i])
+
+
+def figure(row: dict[str, Any], measure: Measure) -> str:
+    """Mean, deviation and number of seeds."""
+    score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
+    spread = "" if deviation is None else f" ± {measure.shown.format(deviation)}"
+    return f"{score}{spread} ({len(row['seeds'])})"
+
+
+def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
+    """The table of a question: the tasks that were done in two of its ways or more, and the ways that were gone."""
+    ways, found = QUESTIONS[name], {}
+    for row in rows:
+        for i, way in enumerate(ways):
+            if way.is_of(row):
+                found.setdefault(task_of(row), {})[i] = row
+    found = {task: cells for task, cells in found.items() if len(cells) > 1}
+    gone = [i for i in range(len(ways)) if any(i in cells for cells in found.values())]
+    lines = [f"| task | measured | {' | '.join(ways[i].label for i in gone)} |", "|---|---|" + "---|" * len(gone)]
+    for task, cells in found.items():
+        measure = measure_of(next(iter(cells.values())))
+        shown = (figure(cells[i], measure) if i in cells else "" for i in gone)
+        lines.append(f"| `{task}` | {measure.label} | {' | '.join(shown)} |")
+    return "\n".join(lines)
