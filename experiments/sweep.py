@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     members, best = rows(state, hyper), mgu.best_member(state, hyper, validation)
     each, budget = per_member(settings(hyper)[0], config.seeds), 0.1 if config.quick else 5.0
     times = timing.members_beside_one(recipe, state, each, digits.train, steps=CHUNK, devices=devices, budget=budget)
-    surface = np.array([row["score"] for row in members]).reshape(
+    surface = np.array([row["score"] for row in members], float).reshape(
         -1, len(BIASES[:2] if config.quick else BIASES), config.seeds
     )
     figures = {

@@ -1,6 +1,7 @@
 """Minimal Gated Units in JAX, with gradients that are proven. ``mgu_jax.scan`` is the place to start."""
 
 from mgu_jax.cell import Residuals, step, step_backward, step_forward
+from mgu_jax.evaluation import evaluate
 from mgu_jax.family import (
     DIAGONAL_MGU,
     FLAX_MGU,
@@ -14,7 +15,7 @@ from mgu_jax.family import (
     Cell,
 )
 from mgu_jax.feed import Data, Stream
-from mgu_jax.fit import NotFinite, Validation, fit
+from mgu_jax.fit import NotFinite, fit
 from mgu_jax.gradients import Comparison, GradientReport, check_gradients
 from mgu_jax.halving import halving
 from mgu_jax.initial import chrono, init
@@ -25,7 +26,8 @@ from mgu_jax.sequence import scan
 from mgu_jax.settings import draw, grid, log_uniform, uniform
 from mgu_jax.stack import ModelParams, State
 from mgu_jax.sweep import Member, Sweep, best_member, sweep
-from mgu_jax.train import Best, Recipe, TrainState, evaluate
+from mgu_jax.train import Best, Recipe, TrainState
+from mgu_jax.validation import Validation
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,8 @@ Devices are counted over all processes. Where ``jax.distributed`` has started, e
 all their devices take part; what is not split is whole on each of them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,6 +71,22 @@ def put_parts(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
         return tree
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)
+
+
+def map_members(function: Callable[[Any, Any], Any], members: Any, shared: Any, at_once: int | None, mesh: Any) -> Any:
+    """``function(shared, member)`` of all members [M, ...]: so many at once under ``vmap``, all if ``None``.
+
+    On a mesh each device has members of its own, and nothing to say to the others.
+    """
+
+    def all_of_them(members: Any, shared: Any) -> Any:
+        count = len(jax.tree.leaves(members)[0])
+        return lax.map(partial(function, shared), members, batch_size=min(at_once or count, count))
+
+    if mesh is not None:
+        specs = (PartitionSpec(AXIS), PartitionSpec())
+        all_of_them = jax.shard_map(all_of_them, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return all_of_them(members, shared)
 
 
 def one_copy(tree: Any) -> Any:

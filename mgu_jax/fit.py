@@ -1,7 +1,7 @@
 """``fit``: the loop on the host around the compiled chunk. It validates, keeps the best, stops early, and reports."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mgu_jax import checks, feed
+from mgu_jax import checks, feed, sidecar
 from mgu_jax.devices import AXIS, agreed, mesh_of, one_copy, put, put_parts
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.optimizers import Hyper, check_hyper
 from mgu_jax.progress import Progress
-from mgu_jax.train import Best, Recipe, TrainState, chunk, evaluation, start
+from mgu_jax.train import Best, Recipe, TrainState, chunk, start
+from mgu_jax.validation import Validation, check_validation, classes_of, scores_of, shown_scores
 
 
 class NotFinite(RuntimeError):
@@ -24,50 +24,6 @@ class NotFinite(RuntimeError):
     def __init__(self, what: str, step: int, state: TrainState):
         super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
         self.step, self.state = step, state
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What is measured now and then, and what follows from it.
-
-    Attributes:
-        data: ``Data``, or a ``Stream`` if the recipe has a window.
-        metrics: functions as ``evaluate`` takes them; the first decides what is best.
-        higher_is_better: of the first metric, as of an accuracy; not as of a loss.
-        every: chunks between two validations.
-        patience: stop when so many validations in a row were no better than the best; never if ``None``.
-        batch_size: samples at once; the recipe's for a stream.
-
-    Raises:
-        TypeError, ValueError: a value of another kind, or a loss of which more would be better.
-    """
-
-    data: Any
-    metrics: tuple[Loss, ...]
-    higher_is_better: bool = True
-    every: int = 1
-    patience: int | None = None
-    batch_size: int = 1000
-
-    @property
-    def names(self) -> list[str]:
-        """Of the metrics; those that have none, or one that was there before, are told by their place."""
-        found = [getattr(metric, "__name__", "<lambda>") for metric in self.metrics]
-        return [f"metric {i}" if n == "<lambda>" or n in found[:i] else n for i, n in enumerate(found)]
-
-    def is_due(self, done: int, chunk_steps: int, steps: int) -> bool:
-        """Whether to measure after this step."""
-        return done % (chunk_steps * self.every) == 0 or done == steps
-
-    def __post_init__(self) -> None:
-        checks.check_size("every", self.every)
-        if self.patience is not None:
-            checks.check_size("patience", self.patience)
-        if not isinstance(self.metrics, tuple) or not self.metrics or not all(map(callable, self.metrics)):
-            raise TypeError(f"metrics must be a tuple of functions, at least one; got {self.metrics!r}.")
-        if self.higher_is_better and self.metrics[0] in (cross_entropy, squared_error):
-            name = self.metrics[0].__name__
-            raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
 
 
 @jax.jit
@@ -92,37 +48,32 @@ def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any) 
         raise ValueError(f"steps must be at most the schedule's total_steps, {recipe.total_steps}; got {steps}.")
 
 
-def check_validation(recipe: Recipe, validation: Any) -> None:
-    """Its data, as those of the training are checked; before the first step."""
-    if validation is None:
-        return
-    if not isinstance(validation, Validation):
-        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
-    try:
-        if recipe.window is None:
-            feed.check_data(validation.data, 1)
-        else:
-            feed.check_stream(validation.data, recipe.batch_size, recipe.window)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"validation.{error}") from None
+@lru_cache(maxsize=64)
+def _described(recipe: Recipe) -> dict[str, str]:
+    return sidecar.describe("state", jax.eval_shape(partial(start, recipe), jax.random.key(0))._replace(best=None))
+
+
+def check_state(recipe: Recipe, state: Any, members: bool = False) -> None:
+    """A state to go on from is one of the recipe: of its model and its optimiser.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
+    one = state._replace(best=None)
+    if members:
+        one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), one)
+    wanted, came = _described(recipe), sidecar.describe("state", one)
+    for path in wanted | came:
+        if wanted.get(path) != came.get(path):
+            right, got = wanted.get(path, "nothing"), came.get(path, "nothing")
+            raise ValueError(f"state must be one of the recipe, which has {right} at {path[1:]}; got {got}.")
 
 
 def chunk_size(done: int, chunk_steps: int, steps: int) -> int:
     """Steps of the next chunk; chunks end at multiples of chunk_steps, wherever the run began."""
     return min(chunk_steps - done % chunk_steps, steps - done)
-
-
-def scores_of(recipe: Recipe, validation: Validation, params: Any, members: bool = False) -> dict[str, np.ndarray]:
-    """The metrics by name: a value of each or, of params [M, ...] of members, [M]."""
-    size = validation.batch_size if recipe.window is None else recipe.batch_size
-    values = evaluation(recipe.model, params, validation.data, validation.metrics, size, recipe.window, members)
-    return dict(zip(validation.names, values, strict=True))
-
-
-def classes_of(recipe: Recipe, params: Any) -> int | None:
-    """How many classes the targets may name, where the loss is the cross entropy."""
-    W_y = getattr(params, "W_y", None)
-    return None if W_y is None or recipe.loss is not cross_entropy else W_y.shape[-1]
 
 
 def fit(
@@ -167,14 +118,13 @@ def fit(
             than there are.
     """
     check_fit(recipe, data, hyper, steps, chunk_steps)
-    check_validation(recipe, validation)
     for name, value in hyper._asdict().items():
         if value is not None and not checks.is_number(value):
             raise ValueError(
                 f"hyper.{name} must be one number (mgu_jax.sweep takes several); got {checks.describe(value)}."
             )
-    if state is not None and not isinstance(state, TrainState):
-        raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
+    if state is not None:
+        check_state(recipe, state)
     mesh = mesh_of(devices, "samples of a batch", recipe.batch_size)
 
     def placed(state: TrainState) -> TrainState:
@@ -182,6 +132,7 @@ def fit(
 
     reached: TrainState = start(recipe, key, hyper) if state is None else state
     classes = classes_of(recipe, reached.params)
+    check_validation(recipe, validation, one_copy(reached.params))
     if not callable(data):
         if classes is not None:
             feed.check_labels(data, classes)
@@ -200,7 +151,7 @@ def fit(
         part = feed.stack(data, done, chunk_size(done, chunk_steps, steps), mine, classes)
         return put_parts(part, mesh, None, AXIS)
 
-    ready, failed = batches(done) if done < steps else None, None
+    ready, failed, seen = batches(done) if done < steps else None, None, ""
     with Progress(done, steps, progress) as shown:
         while done < steps and not _out_of_patience(reached, validation):
             count = chunk_size(done, chunk_steps, steps)
@@ -223,8 +174,8 @@ def fit(
                 reached, scores = _validated(reached, recipe, validation)
                 reached = placed(reached)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
-            text = text or ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
-            shown.advance(count, float(new_losses[-1]), text or None)
+            seen = text or shown_scores(scores) or seen
+            shown.advance(count, float(new_losses[-1]), seen)
             if failed is not None:
                 raise failed
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)

@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.fit import Validation
 from mgu_jax.optimizers import Hyper
 from mgu_jax.settings import settings
 from mgu_jax.sweep import Sweep, sweep
 from mgu_jax.train import Recipe
+from mgu_jax.validation import Validation
 
 
 def halving(

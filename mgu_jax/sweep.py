@@ -17,16 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from mgu_jax import checks, feed
-from mgu_jax.devices import AXIS, mesh_of, put, to_host
+from mgu_jax.devices import AXIS, map_members, mesh_of, put, to_host
+from mgu_jax.evaluation import Members
 from mgu_jax.feed import Data, Source, Stream
-from mgu_jax.fit import Validation, all_finite, check_fit, check_validation, chunk_size, classes_of, scores_of
+from mgu_jax.fit import all_finite, check_fit, check_state, chunk_size
 from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.settings import settings
 from mgu_jax.train import Best, Recipe, TrainState, chunk, start
+from mgu_jax.validation import Validation, check_validation, classes_of, scores_of, shown_scores
 
 
 class Sweep(NamedTuple):
@@ -64,9 +66,13 @@ def begin(recipe: Recipe, hyper: Hyper, keys: Array, validation: Validation | No
     total = count * len(keys)
     members = _start(jnp.tile(keys, count), per_member(hyper, len(keys)), recipe)
     if validation is not None:
-        worst = jnp.full(total, -jnp.inf if validation.higher_is_better else jnp.inf, jnp.float32)
-        members = members._replace(best=Best(worst, members.step, members.params, jnp.zeros(total, jnp.int32)))
+        members = _unscored(members, validation)
     return Sweep(jnp.int32(0), members, jnp.full(total, -1, jnp.int32))
+
+
+def _unscored(members: TrainState, validation: Validation) -> TrainState:
+    worst = jnp.full_like(members.step, -jnp.inf if validation.higher_is_better else jnp.inf, jnp.float32)
+    return members._replace(best=Best(worst, members.step, members.params, jnp.zeros_like(members.step)))
 
 
 @partial(jax.jit, static_argnames=("recipe", "steps", "at_once", "mesh"))
@@ -96,24 +102,17 @@ def chunk_of_members(
         stopped = jnp.where((stopped < 0) & ~fine, at, stopped)
         return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses
 
-    def all_of_them(arguments: tuple[TrainState, Array, Hyper], data: Any) -> tuple[TrainState, Array, Array]:
-        return lax.map(partial(one, data), arguments, batch_size=at_once or len(arguments[1]))
-
-    if mesh is not None:  # each device has members of its own, and nothing to say to the others
-        specs = (PartitionSpec(AXIS), PartitionSpec())
-        all_of_them = jax.shard_map(all_of_them, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return all_of_them((members, stopped, hyper), data)
+    return map_members(one, (members, stopped, hyper), data, at_once, mesh)
 
 
 def _validated(
-    members: TrainState, recipe: Recipe, validation: Validation, living: Array
+    members: TrainState, recipe: Recipe, validation: Validation, living: Array, how: Members
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """The members with the best parameters of each so far, and the scores now, [M], by the names of the metrics."""
-    scores = scores_of(recipe, validation, members.params, members=True)
+    scores = scores_of(recipe, validation, members.params, how)
     score, best = next(iter(scores.values())).astype(np.float32), members.best
     better = (score > best.score if validation.higher_is_better else score < best.score) & living
-    new = Best(score, members.step, members.params, jnp.zeros_like(best.waited))
-    old = best._replace(waited=best.waited + 1)
+    new, old = Best(score, members.step, members.params, best.waited), best
 
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
@@ -146,19 +145,19 @@ def sweep(
         keys: PRNG keys [S], as ``jax.random.split(key, S)`` makes them.
         state: continue from here, to the same bits.
         validation: as ``fit`` takes it, without patience; the best parameters of each member stand in ``members.best``.
-        at_once: members that are in a device's memory together; all of them if ``None``.
+        at_once: members that are in a device's memory together, also while they are validated; all if ``None``.
         devices: the members are split over so many, those of all processes; their number must divide the members'.
         on_chunk: called after every chunk with the state, the losses [M, K], and the scores [M] by name if the chunk
             was validated.
 
     Returns:
-        The final state, and the losses [M, steps] of the steps taken here, nan from where a member was frozen.
+        The final state, and the losses [M, steps] of the steps taken here, nan from where a member was frozen. Where
+        all are frozen, it ends: with fewer steps than asked for.
 
     Raises:
         TypeError, ValueError: as ``fit`` does; entries of different lengths; more devices than there are.
     """
     check_fit(recipe, data, hyper, steps, chunk_steps)
-    check_validation(recipe, validation)
     if validation is not None and validation.patience is not None:
         raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
     if (
@@ -177,6 +176,12 @@ def sweep(
         state = begin(recipe, hyper, keys, validation)
     elif not isinstance(state, Sweep) or len(state.stopped) != total:
         raise ValueError(f"state must be a Sweep of {total} members, {count} settings with {seeds} seeds; it is not.")
+    else:
+        check_state(recipe, state.members, members=True)
+        if validation is not None and state.members.best is None:
+            state = state._replace(members=_unscored(state.members, validation))
+    how = Members(at_once, mesh)
+    check_validation(recipe, validation, state.members.params, how)
     classes = classes_of(recipe, state.members.params)
     if classes is not None and not callable(data):
         feed.check_labels(data, classes)
@@ -188,11 +193,11 @@ def sweep(
         return put(feed.stack(data, done, size, recipe.batch_size, classes), mesh)
 
     members, stopped, each = put((state.members, state.stopped, each), mesh, AXIS)
-    done, losses = int(state.step), []
+    done, losses, means, frozen = int(state.step), [], "", to_host(stopped)
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
     with Progress(done, steps, progress) as shown:
-        while done < steps:
+        while done < steps and (frozen < 0).any():
             size = chunk_size(done, chunk_steps, steps)
             ready = batches(done, size)
             members, stopped, new_losses = chunk_of_members(
@@ -204,12 +209,15 @@ def sweep(
             losses.append(new_losses)
             scores: dict[str, np.ndarray] = {}
             if validation is not None and validation.is_due(done, chunk_steps, steps):
-                members, scores = _validated(members, recipe, validation, stopped < 0)
+                members, scores = _validated(members, recipe, validation, stopped < 0, how)
             reached = Sweep(put(jnp.int32(done), mesh), members, stopped)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
-            living = new_losses[frozen < 0, -1]
-            text = text or (f"{(frozen >= 0).sum()} of {total} members frozen" if (frozen >= 0).any() else None)
-            shown.advance(size, float(living.mean()) if living.size else math.nan, text)
+            living = frozen < 0
+            if scores and living.any():
+                means = shown_scores({f"mean {name}": score[living].mean() for name, score in scores.items()})
+            dead = "" if living.all() else f"{(~living).sum()} of {total} members frozen"
+            loss = float(new_losses[living, -1].mean()) if living.any() else math.nan
+            shown.advance(size, loss, ", ".join(filter(None, (text or means, dead))))
     reached = Sweep(put(jnp.int32(done), mesh), members, stopped)
     return reached, np.concatenate(losses, 1) if losses else np.zeros((total, 0))
 
@@ -230,17 +238,22 @@ def _seeds(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:
 def rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
     """The members as JSON has them: setting, seed, the numbers of the setting, best score, where it was frozen.
 
+    A number that is not finite is ``None``, since JSON has none such: no clipping, or no score before the member froze.
     Of several processes, all have to call it.
     """
     hyper, seeds = _seeds(state, hyper)
     best, stopped, out = state.members.best, to_host(state.stopped), []
     score, step = (None, None) if best is None else to_host((best.score, best.step))
     named = {name: np.asarray(value) for name, value in hyper._asdict().items() if value is not None}
+
+    def finite(value: Any) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
     for i, at in enumerate(stopped):
         n, s = divmod(i, seeds)
-        row: dict[str, Any] = {"setting": n, "seed": s} | {name: float(value[n]) for name, value in named.items()}
+        row: dict[str, Any] = {"setting": n, "seed": s} | {name: finite(value[n]) for name, value in named.items()}
         if score is not None and step is not None:
-            row |= {"score": float(score[i]), "best_step": int(step[i])}
+            row |= {"score": finite(score[i]), "best_step": int(step[i])}
         out.append(row | {"frozen_at": int(at) if at >= 0 else None})
     return out
 

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from mgu_jax import checks, feed
-from mgu_jax.devices import AXIS, keep, to_host
-from mgu_jax.feed import Data, Stream
+from mgu_jax.devices import AXIS, keep
+from mgu_jax.feed import Data
 from mgu_jax.losses import Loss, cross_entropy
 from mgu_jax.model import Model, detach
 from mgu_jax.optimizers import Hyper, Optimizer, check_optimizer, named
@@ -193,70 +192,3 @@ def chunk(
         return TrainState(state.step + 1, params, opt_state, state.key, carry, state.best), value
 
     return lax.scan(body, state, feed.rows(data, state.key, state.step, steps, *size))
-
-
-@partial(jax.jit, static_argnames=("model", "metrics", "members"))
-def _evaluate(
-    params: Any, batch: Data, carry: Any, model: Model, metrics: tuple[Loss, ...], members: bool
-) -> tuple[list[Array], Any]:
-    def one(params: Any, carry: Any) -> tuple[list[Array], Any]:
-        ys, carry = run_model(model, params, batch, carry)
-        return measure(metrics, ys, batch), carry
-
-    return jax.vmap(one)(params, carry) if members else one(params, carry)
-
-
-def evaluate(
-    model: Model,
-    params: Any,
-    data: Data | Stream,
-    metrics: tuple[Loss, ...],
-    batch_size: int = 1000,
-    window: int | None = None,
-) -> list[float]:
-    """Each metric's mean over all samples, a batch at a time so that memory stays bounded.
-
-    Args:
-        model, params: what is evaluated, without noise.
-        data: samples; or a ``Stream``, read from its beginning with the state carried along.
-        metrics: functions such as ``mgu_jax.losses.accuracy``.
-        batch_size: samples at once, or the rows that a stream is cut into.
-        window: steps of a stream at once; needed for one, and for nothing else.
-
-    Raises:
-        TypeError, ValueError: unusable data.
-    """
-    return [float(value) for value in evaluation(model, params, data, metrics, batch_size, window)]
-
-
-def evaluation(
-    model: Model,
-    params: Any,
-    data: Any,
-    metrics: tuple[Loss, ...],
-    batch_size: int,
-    window: int | None,
-    members: bool = False,
-) -> list[np.ndarray]:
-    """``evaluate``, of one model or, with members, of params [M, ...] all at once: a value or [M] for each metric."""
-    checks.check_size("batch_size", batch_size)
-    if jax.process_count() > 1:  # what one process has on its devices cannot meet what is on the devices of all
-        data = jax.device_get(data)
-    carry, begin = None, partial(model.start, batch=(batch_size,)) if model.start else None
-    if window is not None:
-        checks.check_size("window", window)
-        feed.check_stream(data, batch_size, window)
-        parts = [feed.take(data, i, batch_size, window) for i in range(feed.windows(data, batch_size, window))]
-        carry = jax.vmap(begin)(params) if members else begin(params)  # pyright: ignore (a stream's model has one)
-    else:
-        feed.check_data(data, 1)
-        parts = [jax.tree.map(lambda a, i=i: a[i : i + batch_size], data) for i in range(0, len(data.xs), batch_size)]
-    totals, weights = [np.float64(0.0)] * len(metrics), 0.0
-    for part in parts:
-        values, carry = _evaluate(params, part, carry, model, tuple(metrics), members)
-        # Of a model that reads out every step, each valid step counts; of the others, each sample.
-        steps = part.targets.ndim > 1 and part.lengths is not None
-        weight = float(np.sum(np.asarray(part.lengths))) if steps else float(len(part.xs))
-        totals = [total + weight * np.float64(value) for total, value in zip(totals, to_host(values), strict=True)]
-        weights += weight
-    return [np.asarray(total / weights) for total in totals]

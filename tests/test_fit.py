@@ -93,6 +93,17 @@ def test_lengths_reach_the_model_and_the_loss():
     assert abs(score - right[~behind].mean()) < 1e-6
 
 
+def test_samples_of_a_model_that_reads_out_once_weigh_alike():
+    """However they are cut into batches, and whatever their lengths are."""
+    rng = np.random.default_rng(0)
+    xs, targets = rng.standard_normal((10, 6, 3)).astype(np.float32), rng.standard_normal((10, 2)).astype(np.float32)
+    data, params = mgu.Data(xs, targets, np.array([6] * 5 + [1] * 5, np.int32)), LAST.init(KEY)
+    ys = LAST.apply(params, xs.swapaxes(0, 1), lengths=data.lengths)
+    for size in (10, 5, 3):
+        (score,) = mgu.evaluate(LAST, params, data, (losses.squared_error,), batch_size=size)
+        np.testing.assert_allclose(score, np.mean((ys - targets) ** 2), rtol=1e-6)
+
+
 def test_a_source_on_the_host_gives_the_run_that_the_same_data_on_the_device_gives():
     data, recipe = samples(), mgu.Recipe(LAST, batch_size=8)
     order = np.asarray(feed.order(train.start(recipe, KEY).key, jnp.int32(0), 20, 8, 24))
@@ -257,6 +268,52 @@ def test_what_cannot_be_is_one_sentence(kind, options, data, text):
     with pytest.raises(kind) as caught:
         mgu.fit(mgu.Recipe(model, batch_size=8, **options), data, steps=2, key=KEY)
     assert str(caught.value) == text
+
+
+UNFIT = [
+    (samples()._replace(targets=np.full(24, 7)), f"validation.{RANGE}got 7."),
+    (
+        samples()._replace(targets=np.zeros((24, 6), int)),
+        "validation must fit the model: targets must be whole numbers",
+    ),
+    (samples()._replace(xs=np.ones((24, 6, 4), np.float32)), "validation must fit the model: "),
+]
+
+
+@pytest.mark.parametrize(("data", "text"), UNFIT, ids=["range", "shape", "features"])
+def test_a_validation_that_cannot_be_is_said_before_the_first_step(data, text):
+    validation, recipe = mgu.Validation(data, (losses.accuracy,)), mgu.Recipe(LAST, batch_size=8)
+    trained = []
+    for run in (
+        lambda **options: mgu.fit(recipe, samples(), key=KEY, on_chunk=lambda *_: trained.append(1), **options),
+        lambda **options: mgu.sweep(recipe, samples(), hyper=mgu.Hyper(), keys=KEY[None], **options),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            run(steps=2, validation=validation)
+        assert str(caught.value).startswith(text)
+    assert not trained
+
+
+def test_a_state_of_another_optimiser_is_one_sentence():
+    recipe = mgu.Recipe(LAST, batch_size=8)
+    other = train.start(mgu.Recipe(LAST, optimizer="sgd", batch_size=8), KEY)
+    with pytest.raises(
+        ValueError, match=r"^state must be one of the recipe, which has \S+ at opt_state\S+; got nothing\.$"
+    ):
+        mgu.fit(recipe, samples(), steps=2, key=KEY, state=other)
+    wide = train.start(mgu.Recipe(mgu.model(3, (6,), 2, readout="last"), batch_size=8), KEY)
+    with pytest.raises(ValueError, match=r"^state must be one of the recipe, which has float32\[3, 5\] at params"):
+        mgu.fit(recipe, samples(), steps=2, key=KEY, state=wide)
+
+
+def test_the_last_scores_stand_beside_the_progress(capsys):
+    """Also after chunks that are not validated."""
+    validation = mgu.Validation(samples(), (losses.accuracy,), every=2)
+    mgu.fit(
+        mgu.Recipe(LAST, batch_size=8), samples(), steps=4, key=KEY, chunk_steps=1, validation=validation, progress=True
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert ["accuracy" in line for line in lines] == [False, True, True, True]
 
 
 def test_a_chunk_that_is_done_is_reported_before_the_next_ones_data_fail():

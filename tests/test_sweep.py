@@ -1,14 +1,18 @@
 """A sweep is the run of ``fit``, many times over, in one program."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax import losses, train
+from mgu_jax import evaluation, losses, train
+from mgu_jax.evaluation import Members
 from mgu_jax.gradients import relative_error
 from mgu_jax.settings import settings
+from mgu_jax.sweep import begin, chunk_of_members, per_member
 from mgu_jax.sweep import rows as rows_of
 
 KEYS = jax.random.split(jax.random.key(11), 2)
@@ -103,6 +107,50 @@ def test_a_member_that_is_not_finite_is_frozen_and_its_neighbours_do_not_notice(
     rows = rows_of(broken, mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38, 3e-2])))
     assert [row["frozen_at"] for row in rows] == [None, None, int(at[2]), int(at[3]), None, None]
     assert (rows[5]["setting"], rows[5]["seed"]) == (2, 1)
+
+
+def test_at_once_bounds_the_memory():
+    """Of training and of validation: what four members need one after the other is less than all at once."""
+    state, hyper = begin(RECIPE, GRID, KEYS[:1], VALIDATION), per_member(GRID, 1)._replace(weight_decay=jnp.zeros(4))
+    each = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (4,)), hyper)
+    data = samples(960)
+
+    def needs(at_once):
+        training = chunk_of_members.lower(
+            state.members, state.stopped, each, data, recipe=RECIPE, steps=2, at_once=at_once
+        )
+        metrics, how = (losses.cross_entropy,), Members(at_once)
+        validating = evaluation._of_a_part.lower(state.members.params, data, None, MODEL, metrics, how)
+        return [program.compile().memory_analysis().temp_size_in_bytes for program in (training, validating)]
+
+    (less, few), (more, many) = needs(1), needs(None)
+    assert less < 0.6 * more
+    assert few < 0.5 * many
+
+
+def test_a_sweep_ends_where_all_members_are_frozen(capsys):
+    hyper = mgu.Hyper(learning_rate=jnp.array([1e38, 1e38]))
+    state, values = run(hyper=hyper, keys=KEYS[:1], progress=True, on_chunk=lambda *_: "a text")
+    assert int(state.step) == values.shape[1] == 5
+    assert "loss nan, a text, 2 of 2 members frozen" in capsys.readouterr().out
+    row = rows_of(state, hyper)[0]
+    assert (row["clip_norm"], row["frozen_at"]) == (None, int(state.stopped[0]))
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_validation_may_come_later():
+    state, _ = run(steps=5)
+    state, _ = run(state=state, validation=VALIDATION)
+    assert np.isfinite(state.members.best.score).all()
+    with pytest.raises(ValueError, match=r"^state must be one of the recipe, which has .* at opt_state"):
+        mgu.sweep(
+            mgu.Recipe(MODEL, optimizer="momentum", batch_size=8),
+            samples(),
+            hyper=GRID,
+            keys=KEYS,
+            steps=12,
+            state=state,
+        )
 
 
 @pytest.mark.slow

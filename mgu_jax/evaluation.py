@@ -1,0 +1,121 @@
+"""Metrics of a model, or of all members of a sweep, over a data set, a batch at a time: memory stays bounded."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from mgu_jax import checks, feed
+from mgu_jax.devices import map_members, to_host
+from mgu_jax.feed import Data, Stream
+from mgu_jax.losses import Loss
+from mgu_jax.model import Model
+from mgu_jax.train import measure, run_model
+
+
+class Members(NamedTuple):
+    """How the members of a sweep are evaluated: so many at once, all if ``None``, split over the devices of a mesh."""
+
+    at_once: int | None = None
+    mesh: Mesh | None = None
+
+
+def evaluate(
+    model: Model,
+    params: Any,
+    data: Data | Stream,
+    metrics: tuple[Loss, ...],
+    batch_size: int = 1000,
+    window: int | None = None,
+) -> list[float]:
+    """Each metric's mean over all samples; over all valid steps, of a model that reads out every step.
+
+    Args:
+        model, params: what is evaluated, without noise.
+        data: samples; or a ``Stream``, read from its beginning with the state carried along.
+        metrics: functions such as ``mgu_jax.losses.accuracy``.
+        batch_size: samples at once, or the rows that a stream is cut into.
+        window: steps of a stream at once; needed for one, and for nothing else.
+
+    Raises:
+        TypeError, ValueError: unusable data.
+    """
+    return [float(value) for value in evaluation(model, params, data, metrics, batch_size, window)]
+
+
+def evaluation(
+    model: Model,
+    params: Any,
+    data: Any,
+    metrics: tuple[Loss, ...],
+    batch_size: int,
+    window: int | None,
+    members: Members | None = None,
+) -> list[np.ndarray]:
+    """``evaluate``, of one model or, with members, of params [M, ...]: a value or [M] for each metric."""
+    carry, parts = _parts(model, params, data, batch_size, window, members)
+    totals, weights = [np.float64(0.0)] * len(metrics), np.float64(0.0)
+    for part in parts:
+        values, weight, carry = _of_a_part(params, part, carry, model, tuple(metrics), members)
+        values, weight = to_host((values, weight))
+        totals = [total + weight * np.float64(value) for total, value in zip(totals, values, strict=True)]
+        weights = weights + weight
+    return [np.asarray(total / weights) for total in totals]
+
+
+def try_evaluation(
+    model: Model,
+    params: Any,
+    data: Any,
+    metrics: tuple[Loss, ...],
+    batch_size: int,
+    window: int | None,
+    members: Members | None = None,
+) -> None:
+    """Raise what ``evaluation`` would raise of the shapes and dtypes, and compute nothing."""
+
+    def first(params: Any) -> Any:
+        carry, parts = _parts(model, params, data, batch_size, window, members)
+        return _of_a_part(params, next(parts), carry, model, tuple(metrics), members)
+
+    jax.eval_shape(first, params)
+
+
+def _parts(
+    model: Model, params: Any, data: Any, batch_size: int, window: int | None, members: Members | None
+) -> tuple[Any, Iterator[Data]]:
+    """The state before the first batch, and the batches."""
+    checks.check_size("batch_size", batch_size)
+    if jax.process_count() > 1:  # what one process has on its devices cannot meet what is on the devices of all
+        data = jax.device_get(data)
+    if window is None:
+        feed.check_data(data, 1)
+        starts = range(0, len(data.xs), batch_size)
+        return None, (jax.tree.map(lambda a, i=i: a[i : i + batch_size], data) for i in starts)
+    checks.check_size("window", window)
+    feed.check_stream(data, batch_size, window)
+    begin = partial(model.start, batch=(batch_size,))  # pyright: ignore (a stream's model has one)
+    rows = range(feed.windows(data, batch_size, window))
+    carry = jax.vmap(begin)(params) if members else begin(params)
+    return carry, (feed.take(data, row, batch_size, window) for row in rows)
+
+
+@partial(jax.jit, static_argnames=("model", "metrics", "members"))
+def _of_a_part(
+    params: Any, batch: Data, carry: Any, model: Model, metrics: tuple[Loss, ...], members: Members | None
+) -> tuple[list[Array], Array, Any]:
+    """Each metric's mean over a batch, what the batch weighs, and the state after it."""
+
+    def one(batch: Data, of_one: tuple[Any, Any]) -> tuple[list[Array], Array, Any]:
+        ys, carry = run_model(model, of_one[0], batch, of_one[1])
+        # Of a model that reads out every step, each valid step counts; of the others, each sample.
+        steps = ys.ndim == 3 and batch.lengths is not None
+        weight = jnp.sum(jnp.asarray(batch.lengths, jnp.int32)) if steps else jnp.int32(len(batch.xs))
+        return measure(metrics, ys, batch), weight, carry
+
+    return map_members(one, (params, carry), batch, *members) if members is not None else one(batch, (params, carry))

@@ -1,0 +1,100 @@
+"""What ``fit`` and ``sweep`` measure now and then: a ``Validation``, checked before the first step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mgu_jax import checks, feed
+from mgu_jax.evaluation import Members, evaluation, try_evaluation
+from mgu_jax.losses import Loss, cross_entropy, squared_error
+from mgu_jax.train import Recipe
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured now and then, and what follows from it.
+
+    Attributes:
+        data: ``Data``, or a ``Stream`` if the recipe has a window.
+        metrics: functions as ``evaluate`` takes them; the first decides what is best.
+        higher_is_better: of the first metric, as of an accuracy; not as of a loss.
+        every: chunks between two validations.
+        patience: stop when so many validations in a row were no better than the best; never if ``None``.
+        batch_size: samples at once; the recipe's for a stream.
+
+    Raises:
+        TypeError, ValueError: a value of another kind, or a loss of which more would be better.
+    """
+
+    data: Any
+    metrics: tuple[Loss, ...]
+    higher_is_better: bool = True
+    every: int = 1
+    patience: int | None = None
+    batch_size: int = 1000
+
+    @property
+    def names(self) -> list[str]:
+        """Of the metrics; those that have none, or one that was there before, are told by their place."""
+        found = [getattr(metric, "__name__", "<lambda>") for metric in self.metrics]
+        return [f"metric {i}" if n == "<lambda>" or n in found[:i] else n for i, n in enumerate(found)]
+
+    def is_due(self, done: int, chunk_steps: int, steps: int) -> bool:
+        """Whether to measure after this step."""
+        return done % (chunk_steps * self.every) == 0 or done == steps
+
+    def __post_init__(self) -> None:
+        checks.check_size("every", self.every)
+        if self.patience is not None:
+            checks.check_size("patience", self.patience)
+        if not isinstance(self.metrics, tuple) or not self.metrics or not all(map(callable, self.metrics)):
+            raise TypeError(f"metrics must be a tuple of functions, at least one; got {self.metrics!r}.")
+        if self.higher_is_better and self.metrics[0] in (cross_entropy, squared_error):
+            name = self.metrics[0].__name__
+            raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
+
+
+def _asked(recipe: Recipe, validation: Validation, params: Any, members: Members | None) -> tuple[Any, ...]:
+    size = validation.batch_size if recipe.window is None else recipe.batch_size
+    return recipe.model, params, validation.data, validation.metrics, size, recipe.window, members
+
+
+def scores_of(
+    recipe: Recipe, validation: Validation, params: Any, members: Members | None = None
+) -> dict[str, np.ndarray]:
+    """The metrics by name: a value of each or, of params [M, ...] of members, [M]."""
+    values = evaluation(*_asked(recipe, validation, params, members))
+    return dict(zip(validation.names, values, strict=True))
+
+
+def shown_scores(scores: dict[str, Any]) -> str:
+    """To stand beside the progress."""
+    return ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+
+
+def classes_of(recipe: Recipe, params: Any) -> int | None:
+    """How many classes the targets may name, where the loss is the cross entropy."""
+    W_y = getattr(params, "W_y", None)
+    return None if W_y is None or recipe.loss is not cross_entropy else W_y.shape[-1]
+
+
+def check_validation(recipe: Recipe, validation: Any, params: Any, members: Members | None = None) -> None:
+    """Its data, as those of the training are checked, and with the model of these params; before the first step."""
+    if validation is None:
+        return
+    if not isinstance(validation, Validation):
+        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+    try:
+        if recipe.window is None:
+            feed.check_data(validation.data, 1)
+        else:
+            feed.check_stream(validation.data, recipe.batch_size, recipe.window)
+        if (classes := classes_of(recipe, params)) is not None:
+            feed.check_labels(validation.data, classes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation.{error}") from None
+    try:
+        try_evaluation(*_asked(recipe, validation, params, members))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation must fit the model: {error}") from None
