@@ -120,6 +120,18 @@ def check_keras(names):
 
     recipe(mgu.MGU1, names, drive)
 
+    xs = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    model = names["model"]  # Bidirectional, without a keras.Input
+    model.compile(loss="mse", optimizer="adam")
+    losses = model.fit(xs, xs.sum((1, 2)), epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+    forward, backward = (
+        m.cell.terms["W_h"].value for m in (model.layers[0].forward_layer, model.layers[0].backward_layer)
+    )
+    assert not np.array_equal(forward, backward)
+    model.save("model.keras")
+    close(keras.models.load_model("model.keras").predict(xs, verbose=0), model.predict(xs, verbose=0))
+
 
 CHECKS = {
     "Flax NNX": lambda n: close(n["carry"], n["theirs"][0]),
