@@ -24,6 +24,12 @@ from mgu_jax.sequence import scan
 eqx = require("equinox", "equinox")
 
 
+def _check_one(name: str, value: Any, shape: str) -> None:
+    """One example: a batch would pass as time, or as a batch of time first."""
+    if jnp.ndim(value) != shape.count(",") + 1:
+        raise ValueError(f"{name} must be one example, {shape}, and a batch goes by jax.vmap; got {list(value.shape)}.")
+
+
 class MGUCell(eqx.Module):
     """One step of a member of the family.
 
@@ -68,6 +74,8 @@ class MGUCell(eqx.Module):
 
     def __call__(self, input: Array, hidden: Array, *, key: Array | None = None) -> Array:
         """input [D], hidden [H] -> hidden [H]. ``key`` is not used, as in Equinox's own cells."""
+        _check_one("input", input, "[D]")
+        _check_one("hidden", hidden, "[H]")
         return step(self.params, hidden, input, self.member)
 
 
@@ -101,16 +109,17 @@ class MGU(eqx.Module):
     ) -> tuple[Array, Array]:
         """input [T, D] -> hs [T, H] and the last hidden [H].
 
-        ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, []) , ``resets``
+        ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, or []), ``resets``
         (bool [T]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
         """
+        _check_one("input", input, "[T, D]")
         options: dict[str, Any] = dict(self.options)
         return scan(
             self.cell.params,
             input,
             hidden,
             cell=self.cell.member,
-            lengths=length,
+            lengths=jnp.asarray(length) if isinstance(length, int) else length,
             resets=resets,
             reverse=self.reverse,
             key=key,
