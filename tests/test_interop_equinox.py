@@ -111,5 +111,7 @@ def test_errors(x64):
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             function()
+    with pytest.raises(TypeError, match=r"^options must hold options of mgu_jax\.scan, such as save; got 'foo'\.$"):
+        MGU(made, options={"foo": 1})
     with pytest.raises(TypeError, match=r"^key must be one PRNG key"):
         MGUCell(D, H)

@@ -18,6 +18,7 @@ from mgu_jax.extras import require
 from mgu_jax.family import MGU as PAPERS
 from mgu_jax.family import Cell, check_cell
 from mgu_jax.initial import init
+from mgu_jax.interop.flax_layout import check_options
 from mgu_jax.params import Params
 from mgu_jax.sequence import scan
 
@@ -96,6 +97,7 @@ class MGU(eqx.Module):
     def __init__(self, cell: MGUCell, *, reverse: bool = False, options: Mapping[str, Any] | None = None):
         if not isinstance(cell, MGUCell):
             raise TypeError(f"cell must be an MGUCell of mgu_jax; got {checks.describe(cell)}.")
+        check_options(options)
         self.cell, self.reverse, self.options = cell, reverse, tuple((options or {}).items())
 
     def __call__(
@@ -113,6 +115,8 @@ class MGU(eqx.Module):
         (bool [T]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
         """
         _check_one("input", input, "[T, D]")
+        if hidden is not None:
+            _check_one("hidden", hidden, "[H]")
         options: dict[str, Any] = dict(self.options)
         return scan(
             self.cell.params,
