@@ -89,11 +89,29 @@ def test_options_noise_resets_and_no_hidden(x64):
         np.testing.assert_allclose(mine, right, atol=1e-12)
 
 
+def test_a_length_is_a_whole_number(x64):
+    layer = MGU(MGUCell(D, H, params=interop.params()))
+    (hs, last), (wanted, end) = layer(XS[0], length=3), layer(XS[0, :3])
+    np.testing.assert_allclose(last, end, atol=1e-12)
+    np.testing.assert_allclose(hs[:3], wanted, atol=1e-12)
+    assert not hs[3:].any()
+
+
 def test_errors(x64):
     with pytest.raises(TypeError, match=r"^cell must be an MGUCell of mgu_jax; got a GRUCell\.$"):
         MGU(eqx.nn.GRUCell(D, H, key=jax.random.key(0)))
     text = "params must be of sizes (9, 5); got (4, 5)."
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         MGUCell(9, H, params=interop.params())
+    made = MGUCell(D, H, params=interop.params())
+    for function, text in [
+        (lambda: MGU(made)(XS), "input must be one example, [T, D], and a batch goes by jax.vmap; got [3, 6, 4]."),
+        (lambda: made(XS[0], XS[0]), "input must be one example, [D], and a batch goes by jax.vmap; got [6, 4]."),
+        (lambda: made(XS[0, 0], XS[0]), "hidden must be one example, [H], and a batch goes by jax.vmap; got [6, 4]."),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            function()
+    with pytest.raises(TypeError, match=r"^options must hold options of mgu_jax\.scan, such as save; got 'foo'\.$"):
+        MGU(made, options={"foo": 1})
     with pytest.raises(TypeError, match=r"^key must be one PRNG key"):
         MGUCell(D, H)

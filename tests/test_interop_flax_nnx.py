@@ -111,6 +111,12 @@ def test_bidirectional():
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+def test_lengths_may_be_a_list():
+    layer = MGU(cell())
+    lengths = [1, 2, T]
+    np.testing.assert_array_equal(layer(XS, seq_lengths=lengths), layer(XS, seq_lengths=jnp.asarray(lengths)))
+
+
 def test_options_noise_and_resets():
     xs, key, resets = XS, jax.random.key(3), jnp.zeros((B, T), bool).at[0, 3].set(True)
     made = cell()
@@ -152,5 +158,22 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             function()
-    with pytest.raises(TypeError, match=r"^cell must be a MGUCell of mgu_jax; got a GRUCell.$"):
+    for text, function in [
+        ("rngs must be an nnx.Rngs; got 0.", lambda: MGUCell(D, H, rngs=0)),
+        (
+            "dtype must be left out (param_dtype is what is drawn); got 'bfloat16'.",
+            lambda: MGUCell(D, H, rngs=nnx.Rngs(0), dtype="bfloat16"),
+        ),
+        (
+            "options must hold options of mgu_jax.scan, such as save; got 'foo'.",
+            lambda: MGU(cell(), options={"foo": 1}),
+        ),
+        (
+            "options must hold options of mgu_jax.scan, such as save; got 'lengths'.",
+            lambda: MGU(cell(), options={"lengths": 1}),
+        ),
+    ]:
+        with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+            function()
+    with pytest.raises(TypeError, match=r"^cell must be an MGUCell of mgu_jax; got a GRUCell.$"):
         MGU(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))

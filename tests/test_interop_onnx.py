@@ -89,3 +89,17 @@ def test_a_stream_carries_its_states():
 def test_what_onnx_cannot_compute_is_refused(model, text):
     with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
         to_onnx(model, drawn(model))
+
+
+def test_params_of_another_model_are_refused():
+    model = mgu.model(D, (H,), K)
+    for other, text in [
+        (mgu.model(D + 1, (H,), K), "params must hold layers.0.W_f [4, 5], by the specification; got [5, 5]."),
+        (mgu.model(D, (H + 1,), K), "params must hold W_y [5, 3], by the specification; got [6, 3]."),
+        (mgu.model(D, (H, H), K), "params must hold no layers.1.U_f, by the specification; got [5, 5]."),
+    ]:
+        with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
+            to_onnx(model, drawn(other))
+    own = model._replace(init=lambda key: None)
+    with pytest.raises(TypeError, match=r"^model must be what mgu_jax\.model makes, or a Cell; got a Model\.$"):
+        to_onnx(own, drawn(model))

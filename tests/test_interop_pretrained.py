@@ -51,9 +51,11 @@ def test_it_knows_its_text(loaded):
     ("changes", "sentence"),
     [
         ({"prompt": "§"}, "prompt must be written in the model's symbols; got '§'."),
-        ({"prompt": ""}, "first must be tokens [S], at least one; got int32 [0]."),
+        ({"prompt": ""}, "prompt must have at least one symbol; got ''."),
         ({"count": 0}, "count must be a whole number of at least 1; got 0."),
-        ({"temperature": 0.0}, "temperature must be above 0; got 0.0."),
+        ({"temperature": 0.0}, "temperature must be a number above 0; got 0.0."),
+        ({"temperature": "hot"}, "temperature must be a number above 0; got 'hot'."),
+        ({"temperature": float("nan")}, "temperature must be a number above 0; got nan."),
     ],
 )
 def test_what_cannot_be_is_one_sentence(loaded, changes, sentence):
@@ -61,3 +63,32 @@ def test_what_cannot_be_is_one_sentence(loaded, changes, sentence):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
         pretrained.write(*loaded, **arguments)
     assert str(caught.value) == sentence
+
+
+def test_it_samples_from_models_of_tokens():
+    model = mgu.model(7, (4,), 7, embedding_size=3)
+    params = model.init(KEY)
+    shown = "as jax.random.key(0) makes it; got 0."
+    wide, last = mgu.model(7, (4,), 9, embedding_size=3), mgu.model(7, (4,), 7, embedding_size=3, readout="last")
+    logits = "model must read tokens and give logits of as many; got embedding_size="
+    for arguments, sentence in [
+        ((model, params, [7], 3, KEY), "first must hold whole numbers in [0, 7); got [7]."),
+        ((model, params, [0.5], 3, KEY), "first must hold whole numbers in [0, 7); got [0.5]."),
+        ((model, params, [], 3, KEY), "first must be tokens [S], at least one; got float64 [0]."),
+        ((model, params, [1], 3, 0), f"key must be one PRNG key, {shown}"),
+        ((last, params, [1], 3, KEY), "the readout of model must be one of 'all'; got 'last'."),
+        ((wide, params, [1], 3, KEY), f"{logits}3, 7 inputs and 9 outputs."),
+        ((mgu.model(7, (4,), 7), params, [1], 3, KEY), f"{logits}None, 7 inputs and 7 outputs."),
+    ]:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            pretrained.sample(*arguments)
+        assert str(caught.value) == sentence
+
+
+def test_a_second_sample_compiles_nothing():
+    model = mgu.model(7, (4,), 7, embedding_size=3)
+    params = model.init(KEY)
+    pretrained.sample(model, params, [1, 2], 3, KEY)
+    held = pretrained._draw._cache_size()
+    pretrained.sample(model, params, [3, 4], 3, jax.random.key(1), 0.5)
+    assert pretrained._draw._cache_size() == held

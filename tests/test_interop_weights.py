@@ -166,6 +166,29 @@ def test_a_module_of_torch():
     assert torch.equal(torch.from_numpy(params.W_f.T), module.weight_ih[:H])
 
 
+@pytest.mark.parametrize("name", ["MGU", "RESET_AFTER_MGU", "FLAX_MGU"])
+def test_a_module_of_torch_with_two_biases_takes_them_back(name):
+    torch = pytest.importorskip("torch")
+    cell = getattr(mgu, name)
+    module = torch.nn.Module()
+    for entry, shape in {"weight_ih": (2 * H, D), "weight_hh": (2 * H, H), "bias_ih": 2 * H, "bias_hh": 2 * H}.items():
+        module.register_parameter(entry, torch.nn.Parameter(torch.randn(shape)))
+    params = from_torch(module.state_dict(), cell)
+    state = to_torch(params, cell, two_biases=True)
+    module.load_state_dict({entry: torch.from_numpy(a) for entry, a in state.items()})
+    identical(from_torch(module.state_dict(), cell), params)
+
+
+def test_tensors_of_bfloat16_come_bit_by_bit():
+    torch = pytest.importorskip("torch")
+    state = {"weight_ih": torch.randn(2 * H, D).bfloat16(), "weight_hh": torch.randn(2 * H, H).bfloat16()}
+    state["weight_ih"].requires_grad_()
+    params = from_torch(state)
+    assert params.W_f.dtype == params.b_f.dtype == jnp.bfloat16
+    bits = state["weight_ih"].detach().view(torch.int16).numpy()
+    assert np.array_equal(to_torch(params)["weight_ih"].view(np.int16), bits)
+
+
 def test_the_notebook_there_and_back():
     rng = np.random.default_rng(0)
     shapes = [(H, D), (H, H), (H, D), (H, H), (K, H), (H, 1), (H, 1), (K, 1)]

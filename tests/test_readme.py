@@ -77,7 +77,7 @@ def test_the_commands_for_several_machines_run(tmp_path):
 SECTIONS = dict(re.findall(r"\n### (.*?)\n(.*?)(?=\n### |$)", COMING, re.DOTALL))
 PACKAGES = {"Flax NNX": "flax", "Flax Linen": "flax", "Equinox": "equinox", "Haiku": "haiku", "Keras": "keras"} | {
     "PyTorch": "torch",
-    "And out again": "onnx",
+    "And out again": "onnxruntime",
     "A model that comes along": "jax",
 }
 
@@ -92,6 +92,14 @@ def recipe(cell, names, drive):
     weights, ys = drive(xs)
     hs, _ = mgu.scan(names["from_dict"](weights), xs.swapaxes(0, 1), cell=cell)
     close(ys, hs.swapaxes(0, 1))
+
+
+def check_nnx(names):
+    close(names["carry"], names["theirs"][0])
+    sides = names["sides"]
+    assert sides.shape == (16, 50, 200)
+    close(sides[..., :100], names["ys"])
+    assert sides[:, 0, 100:].any()
 
 
 def check_haiku(names):
@@ -120,16 +128,45 @@ def check_keras(names):
 
     recipe(mgu.MGU1, names, drive)
 
+    xs = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    model = names["model"]  # Bidirectional, without a keras.Input
+    model.compile(loss="mse", optimizer="adam")
+    losses = model.fit(xs, xs.sum((1, 2)), epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+    forward, backward = (
+        m.cell.terms["W_h"].value for m in (model.layers[0].forward_layer, model.layers[0].backward_layer)
+    )
+    assert not np.array_equal(forward, backward)
+    model.save("model.keras")
+    close(keras.models.load_model("model.keras").predict(xs, verbose=0), model.predict(xs, verbose=0))
+
+
+def check_out(names):
+    """By the program and by onnxruntime, of numbers that are not zero."""
+    import onnxruntime
+
+    xs = names["xs"]
+    ys = names["model"].apply(names["params"], xs)
+    assert np.abs(ys).max() > 0.01
+    assert np.array_equal(names["ys"], ys)
+    session = onnxruntime.InferenceSession("digits.onnx", providers=["CPUExecutionProvider"])
+    close(session.run(["ys"], {"xs": xs, "lengths": np.full(5, 28, np.int32)})[0], ys)
+
+
+def check_pretrained(names):
+    (sample,) = re.findall(r"\n    (ROMEO:\n.*)$", SECTIONS["A model that comes along"].rstrip("\n"), re.DOTALL)
+    assert names["text"].rstrip("\n") == sample.replace("\n    ", "\n")
+
 
 CHECKS = {
-    "Flax NNX": lambda n: close(n["carry"], n["theirs"][0]),
+    "Flax NNX": check_nnx,
     "Flax Linen": lambda n: close(n["same"], n["ys"]),
     "Equinox": lambda n: close(n["last"], n["theirs"]),
     "Haiku": check_haiku,
     "Keras": check_keras,
     "PyTorch": lambda n: close(n["ours"], n["module"](n["x"], n["h"]).detach()),
-    "And out again": lambda n: close(n["ys"], n["model"].apply(n["params"], np.zeros((28, 5, 28), np.float32))),
-    "A model that comes along": lambda n: n["model"].apply(n["params"], np.zeros(3, np.int32)),
+    "And out again": check_out,
+    "A model that comes along": check_pretrained,
 }
 
 

@@ -18,10 +18,17 @@ from mgu_jax.extras import require
 from mgu_jax.family import MGU as PAPERS
 from mgu_jax.family import Cell, check_cell
 from mgu_jax.initial import init
+from mgu_jax.interop.flax_layout import check_options
 from mgu_jax.params import Params
 from mgu_jax.sequence import scan
 
 eqx = require("equinox", "equinox")
+
+
+def _check_one(name: str, value: Any, shape: str) -> None:
+    """One example: a batch would pass as time, or as a batch of time first."""
+    if jnp.ndim(value) != shape.count(",") + 1:
+        raise ValueError(f"{name} must be one example, {shape}, and a batch goes by jax.vmap; got {list(value.shape)}.")
 
 
 class MGUCell(eqx.Module):
@@ -68,6 +75,8 @@ class MGUCell(eqx.Module):
 
     def __call__(self, input: Array, hidden: Array, *, key: Array | None = None) -> Array:
         """input [D], hidden [H] -> hidden [H]. ``key`` is not used, as in Equinox's own cells."""
+        _check_one("input", input, "[D]")
+        _check_one("hidden", hidden, "[H]")
         return step(self.params, hidden, input, self.member)
 
 
@@ -88,6 +97,7 @@ class MGU(eqx.Module):
     def __init__(self, cell: MGUCell, *, reverse: bool = False, options: Mapping[str, Any] | None = None):
         if not isinstance(cell, MGUCell):
             raise TypeError(f"cell must be an MGUCell of mgu_jax; got {checks.describe(cell)}.")
+        check_options(options)
         self.cell, self.reverse, self.options = cell, reverse, tuple((options or {}).items())
 
     def __call__(
@@ -101,16 +111,19 @@ class MGU(eqx.Module):
     ) -> tuple[Array, Array]:
         """input [T, D] -> hs [T, H] and the last hidden [H].
 
-        ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, []) , ``resets``
+        ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, or []), ``resets``
         (bool [T]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
         """
+        _check_one("input", input, "[T, D]")
+        if hidden is not None:
+            _check_one("hidden", hidden, "[H]")
         options: dict[str, Any] = dict(self.options)
         return scan(
             self.cell.params,
             input,
             hidden,
             cell=self.cell.member,
-            lengths=length,
+            lengths=jnp.asarray(length) if isinstance(length, int) else length,
             resets=resets,
             reverse=self.reverse,
             key=key,

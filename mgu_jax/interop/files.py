@@ -29,7 +29,8 @@ FORMAT = 1
 _SPECIFICATION = "mgu_jax"
 
 
-def _stack(of: Any) -> Stack:
+def stack_of(of: Any) -> Stack:
+    """The specification of what ``mgu_jax.model`` made."""
     stack = getattr(of.init, "__self__", None) if isinstance(of, Model) else None
     if not isinstance(stack, Stack):
         raise TypeError(f"model must be what mgu_jax.model makes, or a Cell; got {checks.describe(of)}.")
@@ -41,7 +42,7 @@ def _describe(of: Any, params: Any) -> dict[str, Any]:
     if isinstance(of, Cell):
         D, H = checks.check_params(params, of)
         return {"cell": asdict(of), "input_size": D, "hidden_size": H}
-    options = asdict(_stack(of))
+    options = asdict(stack_of(of))
     options |= dict(options.pop("rates")) | {"dtype": options["dtype"].name}
     precision = options["precision"]
     if isinstance(precision, lax.DotAlgorithmPreset):
@@ -62,7 +63,8 @@ def _build(specification: dict[str, Any]) -> tuple[Any, Any]:
     return cell, jax.eval_shape(lambda key: init(key, *sizes, cell), key)
 
 
-def _check(what: str, arrays: dict[str, Any], like: Any) -> None:
+def check_like(what: str, arrays: dict[str, Any], like: Any) -> None:
+    """The arrays have the names and the shapes of ``like``, and one dtype."""
     came, wanted = ({name: list(a.shape) for name, a in of.items()} for of in (arrays, named(like)))
     for name in sorted(came.keys() | wanted.keys()):
         if came.get(name) != wanted.get(name):
@@ -91,7 +93,7 @@ def save(path: str | Path, model: Any, params: Any) -> None:
     checks.check_choice("the ending of path", path.suffix, (".safetensors", ".npz"))
     specification = {"format": FORMAT} | _describe(model, params)
     arrays = {name: np.array(a, order="C") for name, a in named(params).items()}
-    _check("params", arrays, _build(specification)[1])
+    check_like("params", arrays, _build(specification)[1])
     specification["dtype"] = next(iter(arrays.values())).dtype.name  # npz forgets that of bfloat16
     text = json.dumps(specification)
     if path.suffix == ".npz":
@@ -136,7 +138,7 @@ def load(path: str | Path) -> tuple[Any, Any]:
     except Exception as error:  # each library has its own for a damaged file
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
         raise ValueError(f"path must be a file that mgu_jax.interop.files.save wrote; got {path} ({why}).") from error
-    _check(str(path), arrays, like)
+    check_like(str(path), arrays, like)
     if checks.dtype_of(next(iter(arrays.values()))) != dtype:
         raise TypeError(f"{path} holds {dtype}, which needs jax.config.update('jax_enable_x64', True).")
     return made, jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in named(like)])

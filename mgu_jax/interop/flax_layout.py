@@ -14,7 +14,27 @@ from mgu_jax.sequence import scan
 def check_ours(cell: Any, kind: type) -> None:
     """``cell`` is one that ``scan`` can run."""
     if not isinstance(cell, kind):
-        raise TypeError(f"cell must be a {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
+        article = "an" if kind.__name__.startswith("MGU") else "a"
+        raise TypeError(f"cell must be {article} {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
+
+
+OPTIONS = (
+    "implementation",
+    "save",
+    "chunk",
+    "precision",
+    "compute_dtype",
+    "recurrent_dropout",
+    "zoneout",
+    "dropconnect",
+)
+
+
+def check_options(options: Any) -> None:
+    """They are static options of ``scan``, and nothing that a call brings."""
+    for name in options or {}:
+        if name not in OPTIONS:
+            raise TypeError(f"options must hold options of mgu_jax.scan, such as save; got {checks.describe(name)}.")
 
 
 def chosen(layer: Any, **flags: bool | None) -> list[bool]:
@@ -45,6 +65,8 @@ def run(
     return_carry, time_major, reverse, keep_order = chosen(
         layer, return_carry=return_carry, time_major=time_major, reverse=reverse, keep_order=keep_order
     )
+    if isinstance(seq_lengths, list | tuple):
+        seq_lengths = jnp.asarray(seq_lengths)
     checks.check_features("inputs", inputs, "time, ..., " if time_major else "..., time, ", params, "W_h")
     axis = 0 if time_major else inputs.ndim - 2
     xs = jnp.moveaxis(jnp.asarray(inputs), axis, 0)

@@ -17,7 +17,7 @@ from mgu_jax.cell import step
 from mgu_jax.extras import require
 from mgu_jax.family import MGU, Cell
 from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import check_ours, chosen, run
+from mgu_jax.interop.flax_layout import check_options, check_ours, chosen, run
 from mgu_jax.params import Params
 
 nn = require("flax.linen", "flax")
@@ -115,6 +115,7 @@ class MinimalGatedRNN(nn.RNN):
         other arguments as in ``nn.RNN``.
         """
         check_ours(self.cell, MinimalGatedCell)
+        check_options(self.options)
         if initial_carry is None and self.cell.carry_init is not None:
             axis = 0 if chosen(self, time_major=time_major)[0] else inputs.ndim - 2
             shape = (*inputs.shape[:axis], *inputs.shape[axis + 1 :])

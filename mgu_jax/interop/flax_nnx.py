@@ -18,7 +18,7 @@ from mgu_jax.extras import require
 from mgu_jax.family import MGU as PAPERS
 from mgu_jax.family import Cell, check_cell
 from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import check_ours, run
+from mgu_jax.interop.flax_layout import check_options, check_ours, run
 from mgu_jax.params import Params
 
 nnx = require("flax.nnx", "flax")
@@ -54,6 +54,11 @@ class MGUCell(nnx.RNNCellBase):
         if params is None:
             if rngs is None:
                 raise ValueError("rngs must be given where params is not; got None.")
+            if not isinstance(rngs, nnx.Rngs):
+                raise TypeError(f"rngs must be an nnx.Rngs; got {checks.describe(rngs)}.")
+            if "dtype" in options:
+                came = checks.describe(options["dtype"])
+                raise TypeError(f"dtype must be left out (param_dtype is what is drawn); got {came}.")
             params = init(rngs.params(), in_features, hidden_features, cell, dtype=param_dtype, **options)
         check_cell(cell)
         sizes = checks.check_params(params, cell)
@@ -105,6 +110,7 @@ class MGU(nnx.RNN):
 
     def __init__(self, cell: MGUCell, *, options: Mapping[str, Any] | None = None, **rnn: Any):
         check_ours(cell, MGUCell)
+        check_options(options)
         super().__init__(cell, **rnn)
         self.options = nnx.static(tuple((options or {}).items()))
 

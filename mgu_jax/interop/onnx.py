@@ -14,13 +14,15 @@ product that an operator for MGUs would not need, and what it buys is every runt
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from mgu_jax import checks
 from mgu_jax.extras import require
 from mgu_jax.family import Cell
-from mgu_jax.interop.convert import convert, full
+from mgu_jax.interop.convert import convert, full, named
 from mgu_jax.interop.export import check_model
+from mgu_jax.interop.files import check_like, stack_of
 from mgu_jax.model import Model
 from mgu_jax.params import Params
 from mgu_jax.stack import ModelParams, Stack
@@ -101,10 +103,11 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
     Raises:
         ImportError: onnx is not installed.
         TypeError: no model, or no params of one.
-        ValueError: a cell, a dtype or an option that ONNX's GRU cannot compute.
+        ValueError: params of another model, or a cell, a dtype or an option that ONNX's GRU cannot compute.
     """
     check_model(model, params)
-    stack: Stack = model.init.__self__  # pyright: ignore (a bound method)
+    stack = stack_of(model)
+    check_like("params", named(params), jax.eval_shape(lambda: model.init(jax.random.key(0))))
     _check(stack, params)
     value, graph = onnx.helper.make_tensor_value_info, _Graph()
     dtype = np.asarray(params.W_y).dtype

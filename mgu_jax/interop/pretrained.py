@@ -5,6 +5,7 @@ print(pretrained.write(model, params, symbols, "ROMEO:", 300, jax.random.key(0))
 """
 
 import string
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +45,40 @@ def sample(
         int32 [count].
 
     Raises:
-        ValueError: no first token, or a count or temperature that is not above 0.
+        TypeError: model is none of ``mgu_jax.model``, or key no PRNG key.
+        ValueError: a model of no tokens or without a readout of every step; no first token, or one that the model has
+            not; a count or temperature that is not above 0.
     """
-    first = jnp.asarray(first, jnp.int32)
-    if first.ndim != 1 or not first.size:
-        raise ValueError(f"first must be tokens [S], at least one; got {checks.describe(first)}.")
+    stack = files.stack_of(model)
+    if stack.embedding_size is None or stack.output_size != stack.input_size:
+        raise ValueError(
+            "model must read tokens and give logits of as many; got embedding_size="
+            f"{stack.embedding_size}, {stack.input_size} inputs and {stack.output_size} outputs."
+        )
+    checks.check_choice("the readout of model", stack.readout, ("all",))
+    checks.check_key("key", key)
+    given = np.asarray(first)
+    if given.ndim != 1 or not given.size:
+        raise ValueError(f"first must be tokens [S], at least one; got {checks.describe(given)}.")
+    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= stack.input_size:
+        raise ValueError(f"first must hold whole numbers in [0, {stack.input_size}); got {given.tolist()}.")
     checks.check_size("count", count)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature}.")
+    if not checks.is_number(temperature) or not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a number above 0; got {checks.describe(temperature)}.")
+    degree = jnp.asarray(temperature, stack.dtype)
+    return np.asarray(_draw(model, count, params, jnp.asarray(given, jnp.int32), key, degree))
 
-    @jax.jit
-    def draw(params: ModelParams, first: Array, key: Array) -> Array:
-        ys, state = model.apply(params, first, state=model.start(params, ()), return_state=True)
 
-        def body(carry: tuple[Array, State], key: Array) -> tuple[tuple[Array, State], Array]:
-            logits, state = carry
-            token = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
-            return model.step(params, token, state), token
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(model: Model, count: int, params: ModelParams, first: Array, key: Array, temperature: Array) -> Array:
+    ys, state = model.apply(params, first, state=model.start(params, ()), return_state=True)
 
-        return lax.scan(body, (ys[-1], state), jax.random.split(key, count))[1]
+    def body(carry: tuple[Array, State], key: Array) -> tuple[tuple[Array, State], Array]:
+        logits, state = carry
+        token = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+        return model.step(params, token, state), token
 
-    return np.asarray(draw(params, first, key))
+    return lax.scan(body, (ys[-1], state), jax.random.split(key, count))[1]
 
 
 def write(
@@ -75,6 +89,8 @@ def write(
     Raises:
         ValueError: a prompt that is empty or has other symbols than the model knows.
     """
+    if not prompt:
+        raise ValueError("prompt must have at least one symbol; got ''.")
     if unknown := sorted(set(prompt) - set(symbols)):
         raise ValueError(f"prompt must be written in the model's symbols; got {unknown[0]!r}.")
     first = np.array([symbols.index(symbol) for symbol in prompt], np.int32)

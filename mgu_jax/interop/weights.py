@@ -1,11 +1,13 @@
 """Weights of other libraries, in their names and layouts: ``flax.linen.MGUCell``, PyTorch's stacks, the notebook.
 
 Arrays are copied bit by bit, and come out as NumPy's in the dtype that they had, so that every round trip is exact.
+(Where two biases are added, they are rounded; see ``from_torch``.)
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mgu_jax import checks
@@ -18,6 +20,8 @@ FLAX_NO_RESET = Cell(reset="none", update="1-f")  # flax.linen.MGUCell(reset_gat
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # which NumPy lacks; float32 has all of its numbers
+        value = value.detach().float().cpu().numpy().astype(jnp.bfloat16)
     try:
         return np.array(np.asarray(value), order="C")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -102,9 +106,11 @@ def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", 
 
     Args:
         state: ``weight_ih`` [2H, D], ``weight_hh`` [2H, H], and ``bias`` [2H], or ``bias_ih`` and ``bias_hh`` [2H] as
-            ``torch.nn.GRU`` has them, or no bias: anything that ``np.asarray`` takes. Other entries are let be.
+            ``torch.nn.GRU`` has them, or no bias: anything that ``np.asarray`` takes, and tensors of bfloat16, which
+            come out as NumPy arrays of ``jnp.bfloat16``, bit by bit. Other entries are let be.
         cell: the member whose equations the module computes: how it resets, and whether f or 1 - f is the share of the
-            candidate. Two biases that are only ever added are added; after the product, bias_hh has b_r.
+            candidate. Two biases that are only ever added are added here, and their sum is rounded, so that not both
+            come back; after the product, bias_hh has b_r.
         prefix, suffix: around the names, such as "rnn." and "_l0".
 
     Raises:
@@ -137,10 +143,16 @@ def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", 
     return _checked((*gate, *candidate, b_r), cell)
 
 
-def to_torch(params: Params, cell: Cell = MGU, *, prefix: str = "", suffix: str = "") -> dict[str, np.ndarray]:
+def to_torch(
+    params: Params, cell: Cell = MGU, *, prefix: str = "", suffix: str = "", two_biases: bool = False
+) -> dict[str, np.ndarray]:
     """The inverse of ``from_torch``: ``weight_ih``, ``weight_hh`` and ``bias``, as NumPy arrays.
 
-    A member that resets after the product has ``bias_ih`` and ``bias_hh`` in the place of ``bias``, the latter for b_r.
+    Args:
+        params, cell: of one layer.
+        prefix, suffix: around the names.
+        two_biases: ``bias_ih`` and ``bias_hh`` in the place of ``bias``, for a module that has both; bias_hh is zero.
+            A member that resets after the product always has the two, and there bias_hh holds b_r.
 
     Raises:
         TypeError, ValueError: params are not of cell, or cell lacks what the stacks hold.
@@ -150,10 +162,13 @@ def to_torch(params: Params, cell: Cell = MGU, *, prefix: str = "", suffix: str 
     state = {
         "weight_ih": np.concatenate([p.W_f.T, p.W_h.T]),
         "weight_hh": np.concatenate([p.U_f.T, p.U_h.T]),
-        "bias" if p.b_r is None else "bias_ih": np.concatenate([p.b_f, p.b_h]),
     }
-    if p.b_r is not None:
-        state["bias_hh"] = np.concatenate([np.zeros_like(p.b_f), p.b_r])
+    bias = np.concatenate([p.b_f, p.b_h])
+    if two_biases or p.b_r is not None:
+        zeros = np.zeros_like(p.b_f)
+        state |= {"bias_ih": bias, "bias_hh": np.concatenate([zeros, zeros if p.b_r is None else p.b_r])}
+    else:
+        state["bias"] = bias
     return {f"{prefix}{name}{suffix}": np.ascontiguousarray(array) for name, array in state.items()}
 
 
