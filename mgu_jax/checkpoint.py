@@ -37,7 +37,7 @@ from mgu_jax.extras import require
 
 
 class Damaged(RuntimeError):
-    """A checkpoint is not as it was saved, of another format, or of another model than the one to restore.
+    """A checkpoint is not as it was saved, of another format, or of another run than the one to restore.
 
     ``step`` is its step, ``what`` is wrong with it, ``whole`` the newest other step that can be restored, or ``None``.
     """
@@ -130,6 +130,7 @@ class Checkpoints:
         self._meet = lambda: orbax.multihost.sync_global_processes("mgu_jax:saved", processes=processes)
         self._thread, self._saving = ThreadPoolExecutor(1, "checkpoints"), None
         self._reached: int | None = None  # the step last saved or restored here
+        self._closed = False
         atexit.register(self.wait)  # says what is lost where nobody closes: orbax cannot write while Python ends
 
     def __enter__(self) -> "Checkpoints":
@@ -185,6 +186,8 @@ class Checkpoints:
             raise TypeError(f"config must be what JSON can hold; got {checks.describe(config)} ({error}).") from error
         facts = {"step": int(step), "config": config, "state": sidecar.describe("state", state)}
         facts["metric"] = float(metric) if metric is not None and metric == metric else None
+        if self._closed:
+            raise ValueError(f"save must come before close; the checkpoints in {self.folder} are closed.")
         with _ctrl_c_waits():
             self.wait()
             last = max(self.steps, default=-1)
@@ -240,6 +243,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._closed = True
             self._thread.shutdown()
             self._orbax.close()
 

@@ -134,8 +134,8 @@ def check(folder: Path, step: int, like: dict[str, str] | None = None) -> None:
     """Read all of a checkpoint.
 
     Raises:
-        ValueError: "is damaged (...)", "is of another format (...)", or "is of another model (...)": not one of the
-            state that ``like`` describes.
+        ValueError: "is damaged (...)", "is of another format (...)", or "is of another model (...)", optimiser or
+            validation: not one of the state that ``like`` describes.
     """
     body = _body(folder)
     for name, saved in body["files"].items():
@@ -154,4 +154,6 @@ def check(folder: Path, step: int, like: dict[str, str] | None = None) -> None:
         there = state.get(path, "not there")
         here = there if like is None else like.get(path, "not there")
         if there != here:
-            raise ValueError(f"is of another model (state{path} is {there}, like{path} is {here})")
+            part = re.match(r"(?:\.members)?\.(best|opt_state)\b", path)
+            other = {"best": "validation", "opt_state": "optimiser"}[part[1]] if part else "model"
+            raise ValueError(f"is of another {other} (state{path} is {there}, like{path} is {here})")

@@ -24,8 +24,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import mgu_jax as mgu
 from mgu_jax import sidecar
 from mgu_jax.checkpoint import Checkpoints, Damaged
+from mgu_jax.fit import begin
+from mgu_jax.losses import accuracy
+from mgu_jax.sweep import begin as begin_sweep
 from tests.processes import run_together
 
 ROOT = Path(__file__).parent.parent
@@ -327,6 +331,39 @@ def test_another_model_is_refused(name, tmp_path):
             "that of step 1 is whole: restore(like, step=1)."
         )
         assert same(checkpoints.restore(like, 1), like)
+
+
+def test_another_optimiser_and_another_validation_are_told_from_another_model(tmp_path):
+    recipe, other = (mgu.Recipe(mgu.model(2, (3,), 2), optimizer=name) for name in ("adam", "sgd"))
+    validation = mgu.Validation(None, (accuracy,))
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 1)
+
+    def sweep(recipe, validation=None):
+        return begin_sweep(recipe, mgu.Hyper(), keys, validation)
+
+    kinds = [
+        (begin(recipe, key), begin(other, key), "optimiser (state.opt_state"),
+        (begin(recipe, key), begin(recipe, key, validation=validation), "validation (state.best.score is not there"),
+        (sweep(recipe), sweep(other), "optimiser (state.members.opt_state"),
+        (sweep(recipe, validation), sweep(recipe), "validation (state.members.best.score is float32[1]"),
+    ]
+    for i, (state, like, text) in enumerate(kinds):
+        with Checkpoints(tmp_path / str(i)) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, state)
+            with pytest.raises(Damaged) as caught:
+                checkpoints.restore(like)
+        assert f"is of another {text}" in str(caught.value)
+        assert str(caught.value).endswith("; no other there can be restored.")  # though all are whole
+
+
+def test_nothing_is_saved_after_close(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tree(1))
+    checkpoints.close()
+    with pytest.raises(ValueError, match="save must") as caught:
+        checkpoints.save(2, tree(2))
+    assert str(caught.value) == f"save must come before close; the checkpoints in {tmp_path} are closed."
 
 
 def test_the_caller_may_donate_and_overwrite_at_once(tmp_path):
