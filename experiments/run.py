@@ -139,7 +139,7 @@ def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
     try:
         return checkpoints.restore(like)
     except Damaged as damage:
-        other = "no other there is whole"
+        other = "no other there can be restored"
         if damage.whole is not None:
             bad = checkpoints.folder / str(damage.step)
             other = f"that of step {damage.whole} is whole, and --resume goes on from it once {bad} is removed"

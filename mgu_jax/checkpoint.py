@@ -7,7 +7,8 @@
 orbax writes the arrays. What it does not do is our own, the sidecar (sidecar.py) in the folder of every checkpoint: it
 holds the version of the format; the configuration and the metric; the dtype and shape of every leaf, so that another
 model's checkpoint is named before it is read; and the sha256 of every file, since of 300 checkpoints with one bit
-flipped, orbax 0.12.8 restored 245 to other numbers without a word and refused 27. A folder without it is no checkpoint.
+flipped, orbax 0.12.8 restored 245 to other numbers without a word and refused 27. A folder without it is refused, and
+stays, unless a mark says that it is ours and unfinished.
 """
 
 import atexit
@@ -34,18 +35,16 @@ from jax.sharding import SingleDeviceSharding
 from mgu_jax import checks, sidecar
 from mgu_jax.extras import require
 
-_OURS = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")  # a step; with an end, one that orbax has not finished
-
 
 class Damaged(RuntimeError):
-    """A checkpoint is not as it was saved, of another format, or of another model than the one to restore.
+    """A checkpoint is not as it was saved, of another format, or of another run than the one to restore.
 
     ``step`` is its step, ``what`` is wrong with it, ``whole`` the newest other step that can be restored, or ``None``.
     """
 
     def __init__(self, step: int, what: str, whole: int | None):
         other = f"that of step {whole} is whole: restore(like, step={whole})"
-        super().__init__(f"{what}; {'no other there is whole' if whole is None else other}.")
+        super().__init__(f"{what}; {'no other there can be restored' if whole is None else other}.")
         self.step, self.what, self.whole = step, what, whole
 
 
@@ -131,6 +130,7 @@ class Checkpoints:
         self._meet = lambda: orbax.multihost.sync_global_processes("mgu_jax:saved", processes=processes)
         self._thread, self._saving = ThreadPoolExecutor(1, "checkpoints"), None
         self._reached: int | None = None  # the step last saved or restored here
+        self._closed = False
         atexit.register(self.wait)  # says what is lost where nobody closes: orbax cannot write while Python ends
 
     def __enter__(self) -> "Checkpoints":
@@ -150,8 +150,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, rising; ``wait`` first for the one that is being saved."""
-        names = [path.parent.name for path in self.folder.glob(f"*/{sidecar.NAME}")]
-        return sorted(int(name) for name in names if (found := _OURS.fullmatch(name)) and not found[2])
+        return sidecar.steps(self.folder)
 
     @property
     def best(self) -> int | None:
@@ -175,7 +174,8 @@ class Checkpoints:
 
         Raises:
             OSError: an earlier save failed in the background; this one was not begun.
-            TypeError, ValueError: arguments of another kind, or a step that is too low.
+            TypeError, ValueError: arguments of another kind, a step that is too low, or a folder in the way that was
+                not saved here.
         """
         checks.check_size("step", step, 0)
         if metric is not None and not checks.is_number(metric):
@@ -186,11 +186,16 @@ class Checkpoints:
             raise TypeError(f"config must be what JSON can hold; got {checks.describe(config)} ({error}).") from error
         facts = {"step": int(step), "config": config, "state": sidecar.describe("state", state)}
         facts["metric"] = float(metric) if metric is not None and metric == metric else None
+        if self._closed:
+            raise ValueError(f"save must come before close; the checkpoints in {self.folder} are closed.")
         with _ctrl_c_waits():
             self.wait()
             last = max(self.steps, default=-1)
             if step <= last and (self._reached is None or step <= self._reached):
                 raise ValueError(f"step must be above {last}, the last in {self.folder}; got {step}.")
+            if in_the_way := [found for found in sidecar.strange(self.folder) if found[0] >= step]:
+                what = f"is damaged or another program's (it has no {sidecar.NAME})"
+                raise ValueError(f"step must be above what is not a checkpoint of ours; {min(in_the_way)[1]} {what}.")
             copies = jax.tree.map(_copied, state)
             self._saving, self._reached = self._thread.submit(self._write, int(step), copies, facts), int(step)
 
@@ -200,6 +205,7 @@ class Checkpoints:
         try:
             if first:
                 self._clear(step)
+                sidecar.mark_of(place).touch()
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             if shutil.disk_usage(self.folder).free < size + 2**20:  # orbax prints a trace for every leaf without room
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -220,10 +226,9 @@ class Checkpoints:
 
     def _clear(self, step: int) -> None:
         """Remove what is unfinished, and the checkpoints of this step and after it."""
-        for path in self.folder.iterdir():
-            found = _OURS.fullmatch(path.name)
-            if found and path.is_dir() and (int(found[1]) >= step or not sidecar.is_in(path)):
-                sidecar.remove(path)
+        sidecar.tidy(self.folder)
+        for old in (n for n in self.steps if n >= step):
+            sidecar.remove(self._place(old))
 
     def wait(self) -> None:
         """Return when the last save is on disk. Raises OSError if it failed."""
@@ -238,6 +243,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._closed = True
             self._thread.shutdown()
             self._orbax.close()
 
@@ -252,10 +258,11 @@ class Checkpoints:
         """The step asked for, once its checkpoint is found whole."""
         self.wait()
         steps = self.steps
-        if step is None and not steps:
+        named = sorted({*steps, *(n for n, path in sidecar.strange(self.folder) if path.name == str(n))})
+        if step is None and not named:
             return None
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        step = named[-1] if step is None else step
+        if step not in named:
             raise ValueError(f"step must be one of {steps}, those in {self.folder}; got {step}.")
         if what := self._wrong(step, like):
             others = (other for other in reversed(steps) if other != step and not self._wrong(other, like))

@@ -64,6 +64,12 @@ def check_key(name: str, key: Any) -> None:
     raise TypeError(f"{name} must be one PRNG key, as jax.random.key(0) makes it; got {describe(key)}.")
 
 
+def check_keys(name: str, keys: Any) -> None:
+    """``keys`` is a row of PRNG keys of the new kind."""
+    if not isinstance(keys, jax.Array) or not _is_key(keys) or keys.ndim != 1 or not len(keys):
+        raise TypeError(f"{name} must be PRNG keys [S], as jax.random.split makes them; got {describe(keys)}.")
+
+
 def check_floating(name: str, dtype: Any) -> None:
     """``dtype`` is one that parameters may have."""
     known = dtype_name(name, dtype)

@@ -98,10 +98,15 @@ def stack(source: Source, first: int, steps: int, batch_size: int, classes: int 
             raise ValueError(f"data must give {batch_size} samples, a batch, for step {step}; got {len(batch.xs)}.")
         if classes is not None:
             check_labels(batch, classes)
+    for step, batch in enumerate(made, first):
+        for name, one, other in zip(Data._fields, made[0], batch, strict=True):
+            if np.shape(one) != np.shape(other) or (one is None) != (other is None):
+                came = f"{checks.describe(one)} for step {first} and {checks.describe(other)} for step {step}"
+                raise ValueError(f"data must give batches of one shape; data.{name} is {came}.")
     return Stacked(jax.tree.map(lambda *parts: np.stack(parts), *made))
 
 
-def check_data(data: Any, batch_size: int) -> None:
+def check_data(data: Any, batch_size: int, others: str = "") -> None:
     """Samples that belong together, enough for a batch.
 
     Raises:
@@ -109,8 +114,9 @@ def check_data(data: Any, batch_size: int) -> None:
         ValueError: data that are empty, uneven, or fewer than a batch.
     """
     if not isinstance(data, Data):
-        hint = ", which a recipe with a window reads" if isinstance(data, Stream) else ""
-        raise TypeError(f"data must be a Data(xs, targets); got {checks.describe(data)}{hint}.")
+        if isinstance(data, Stream):
+            raise TypeError("data must be a Data(xs, targets); got a Stream, which a recipe with a window reads.")
+        raise TypeError(f"data must be a Data(xs, targets){others}; got {checks.describe(data)}.")
     _check_arrays(data)
     tokens = jnp.issubdtype(data.xs.dtype, jnp.integer)
     if data.xs.ndim != (2 if tokens else 3):

@@ -40,7 +40,7 @@ def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any) 
     if recipe.window is not None:
         feed.check_stream(data, recipe.batch_size, recipe.window)
     elif not callable(data):
-        feed.check_data(data, recipe.batch_size)
+        feed.check_data(data, recipe.batch_size, " or a function of the step that makes one")
     checks.check_size("steps", steps)
     checks.check_size("chunk_steps", chunk_steps)
     check_hyper(hyper)

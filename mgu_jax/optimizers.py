@@ -69,16 +69,45 @@ def named(name: str, schedule_name: str, total_steps: int | None, warmup_steps: 
     return build
 
 
+class _Probe(Hyper):
+    """What a function of one number takes for that number."""
+
+    def __mul__(self, other: Any) -> Any:
+        raise TypeError(
+            "optimizer must be a function of Hyper, such as lambda hyper: optax.adam(hyper.learning_rate); "
+            "got one that takes a Hyper for a number."
+        )
+
+    __rmul__ = __neg__ = __mul__
+
+
+def _check_function(optimizer: Any) -> None:
+    try:
+        made = optimizer(_Probe())
+    except Exception as error:
+        if "takes a Hyper for a number" in str(error):
+            raise
+        return  # it may need other numbers than these
+    if not callable(getattr(made, "init", None)) or not callable(getattr(made, "update", None)):
+        raise TypeError(f"optimizer must return an optax.GradientTransformation; got {checks.describe(made)}.")
+
+
 def check_hyper(hyper: Hyper) -> None:
     """Numbers within their bounds, where they can be looked at: one, or a row of them.
 
     Raises:
-        ValueError: one that is not.
+        TypeError, ValueError: something else.
     """
     for name, value in hyper._asdict().items():
-        if name == "forget_bias" or value is None or not checks.is_numeric(value):
+        if value is None and Hyper._field_defaults[name] is not None:
+            raise TypeError(f"hyper.{name} must be a number or an array of them; got None.")
+        if value is None or not checks.is_numeric(value):
             continue
         numbers = np.asarray(value)
+        if not numbers.size:
+            raise ValueError(f"hyper.{name} must hold at least one number; got shape {list(numbers.shape)}.")
+        if name == "forget_bias":
+            continue
         below_one = name not in ("learning_rate", "weight_decay", "clip_norm", "initial_scale")
         good = (numbers >= 0) & (numbers < 1) if below_one else numbers >= 0
         if not good.all():
@@ -90,7 +119,7 @@ def check_optimizer(optimizer: Any, schedule_name: Any, total_steps: Any, warmup
     """Names that are known, and numbers of steps that belong together.
 
     Raises:
-        TypeError: an optimizer that is neither a name nor a function.
+        TypeError: an optimizer that is neither a name nor a function of Hyper that makes one.
         ValueError: an unknown name, or a schedule without its steps.
     """
     if not callable(optimizer):
@@ -104,6 +133,8 @@ def check_optimizer(optimizer: Any, schedule_name: Any, total_steps: Any, warmup
     checks.check_size("warmup_steps", warmup_steps, 0)
     if total_steps is not None:
         checks.check_size("total_steps", total_steps)
+    if callable(optimizer):
+        _check_function(optimizer)
     if callable(optimizer) and (schedule_name != "constant" or total_steps is not None or warmup_steps):
         raise ValueError(
             "schedule, total_steps and warmup_steps must be left out where optimizer is a function; they are not."

@@ -82,8 +82,12 @@ def settings(hyper: Hyper) -> tuple[Hyper, int]:
     """The same with every entry [N], and N.
 
     Raises:
+        TypeError: an entry that is neither a number nor an array.
         ValueError: entries of different lengths.
     """
+    for name, value in hyper._asdict().items():
+        if not (value is None or checks.is_number(value) or isinstance(value, jax.Array | np.ndarray)):
+            raise TypeError(f"hyper.{name} must be a number or an array of them; got {checks.describe(value)}.")
     sizes = {name: jnp.shape(value) for name, value in hyper._asdict().items() if value is not None}
     count = max((shape[0] for shape in sizes.values() if shape), default=1)
     for name, shape in sizes.items():

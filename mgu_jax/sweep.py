@@ -160,13 +160,7 @@ def sweep(
     check_fit(recipe, data, hyper, steps, chunk_steps)
     if validation is not None and validation.patience is not None:
         raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
-    if (
-        not isinstance(keys, jax.Array)
-        or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-        or keys.ndim != 1
-        or not len(keys)
-    ):
-        raise TypeError(f"keys must be PRNG keys [S], as jax.random.split makes them; got {checks.describe(keys)}.")
+    checks.check_keys("keys", keys)
     if at_once is not None:
         checks.check_size("at_once", at_once)
     (hyper, count), seeds = settings(hyper), len(keys)

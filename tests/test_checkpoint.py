@@ -19,12 +19,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as orbax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import mgu_jax as mgu
 from mgu_jax import sidecar
 from mgu_jax.checkpoint import Checkpoints, Damaged
+from mgu_jax.fit import begin
+from mgu_jax.losses import accuracy
+from mgu_jax.sweep import begin as begin_sweep
 from tests.processes import run_together
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +140,7 @@ def test_the_best_is_kept(tmp_path, better, best):
 
 
 def test_what_is_unfinished_is_passed_over_and_cleaned_up(tmp_path):
-    """What a kill leaves behind; what is not ours stays."""
+    """What a kill leaves behind: marks beside what was begun. What is not ours stays."""
     saved(tmp_path, (3, 4))
     for name in ("1.orbax-checkpoint-tmp", "6.orbax-checkpoint-tmp"):
         (tmp_path / name).mkdir()
@@ -143,14 +148,65 @@ def test_what_is_unfinished_is_passed_over_and_cleaned_up(tmp_path):
     for name in ("2", "7"):
         shutil.copytree(tmp_path / "4", tmp_path / name)
         (tmp_path / name / sidecar.NAME).rename(tmp_path / name / f"{sidecar.NAME}.part")
+    for step in (1, 2, 4, 6, 7, 9):  # killed after the sidecar was in its place, and before there was a folder, too
+        sidecar.mark_of(tmp_path / str(step)).touch()
+    mine = ["10", f"4.mine{sidecar.MARK}", "8"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     shutil.copytree(tmp_path / "4", tmp_path / "4.mine")
-    (tmp_path / "8").write_text("mine")
+    before = sorted(tmp_path.iterdir())
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps == [3, 4]
         assert int(checkpoints.restore(tree(0)).step) == 4
-        assert len(list(tmp_path.iterdir())) == 8
+        assert sorted(tmp_path.iterdir()) == before
         checkpoints.save(5, tree(5))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "4.mine", "5", "8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "4", "4.mine", "5"])
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_not_ours_is_refused_and_stays(tmp_path):
+    """Another program's checkpoint, finished or not, and a folder with a year's photographs."""
+    with orbax.StandardCheckpointer() as other:
+        other.save(tmp_path / "100", {"w": jnp.ones(3)})
+    for name in ("2019", "7.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo").write_text("mine")
+    before = contents(tmp_path)
+    why = f"is damaged or another program's (it has no {sidecar.NAME})"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == []
+        for call in (checkpoints.config, lambda: checkpoints.restore(tree(0))):
+            with pytest.raises(Damaged) as caught:
+                call()
+            what = f"the checkpoint of step 2019 in {tmp_path} {why}"
+            assert str(caught.value) == f"{what}; no other there can be restored."
+        for step, name in ((1, "7.orbax-checkpoint-tmp"), (7, "7.orbax-checkpoint-tmp"), (100, "100"), (2019, "2019")):
+            with pytest.raises(ValueError, match="step must be above") as caught:
+                checkpoints.save(step, tree(step))
+            place = tmp_path.resolve() / name
+            assert str(caught.value) == f"step must be above what is not a checkpoint of ours; {place} {why}."
+        assert contents(tmp_path) == before
+        checkpoints.save(2020, tree(2020))
+        assert same(checkpoints.restore(tree(0)), tree(2020))
+    assert contents(tmp_path).items() >= before.items()
+
+
+def test_a_checkpoint_that_lost_its_sidecar_is_named_and_stays(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "2" / sidecar.NAME).unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (None, 2):
+            with pytest.raises(Damaged, match=r"it has no .*; that of step 1 is whole: restore\(like, step=1\)\.$"):
+                checkpoints.restore(tree(0), step)
+        assert same(checkpoints.restore(tree(0), step=1), tree(1))
+        with pytest.raises(ValueError, match=r"step must be above .*/2 is damaged"):
+            checkpoints.save(2, tree(2))
+        shutil.rmtree(tmp_path / "2")
+        checkpoints.save(2, tree(2))
+        assert same(checkpoints.restore(tree(0)), tree(2))
 
 
 def test_a_sidecar_that_is_half_written_is_none(tmp_path, monkeypatch):
@@ -239,7 +295,7 @@ def test_where_all_are_damaged_none_is_offered(tmp_path):
     for step in "12":
         truncate(data_file(tmp_path / step))
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(Damaged, match=r"; no other there is whole\.$") as caught:
+        with pytest.raises(Damaged, match=r"; no other there can be restored\.$") as caught:
             checkpoints.restore(tree(0))
         assert caught.value.whole is None
 
@@ -275,6 +331,39 @@ def test_another_model_is_refused(name, tmp_path):
             "that of step 1 is whole: restore(like, step=1)."
         )
         assert same(checkpoints.restore(like, 1), like)
+
+
+def test_another_optimiser_and_another_validation_are_told_from_another_model(tmp_path):
+    recipe, other = (mgu.Recipe(mgu.model(2, (3,), 2), optimizer=name) for name in ("adam", "sgd"))
+    validation = mgu.Validation(None, (accuracy,))
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 1)
+
+    def sweep(recipe, validation=None):
+        return begin_sweep(recipe, mgu.Hyper(), keys, validation)
+
+    kinds = [
+        (begin(recipe, key), begin(other, key), "optimiser (state.opt_state"),
+        (begin(recipe, key), begin(recipe, key, validation=validation), "validation (state.best.score is not there"),
+        (sweep(recipe), sweep(other), "optimiser (state.members.opt_state"),
+        (sweep(recipe, validation), sweep(recipe), "validation (state.members.best.score is float32[1]"),
+    ]
+    for i, (state, like, text) in enumerate(kinds):
+        with Checkpoints(tmp_path / str(i)) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, state)
+            with pytest.raises(Damaged) as caught:
+                checkpoints.restore(like)
+        assert f"is of another {text}" in str(caught.value)
+        assert str(caught.value).endswith("; no other there can be restored.")  # though all are whole
+
+
+def test_nothing_is_saved_after_close(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tree(1))
+    checkpoints.close()
+    with pytest.raises(ValueError, match="save must") as caught:
+        checkpoints.save(2, tree(2))
+    assert str(caught.value) == f"save must come before close; the checkpoints in {tmp_path} are closed."
 
 
 def test_the_caller_may_donate_and_overwrite_at_once(tmp_path):

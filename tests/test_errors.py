@@ -402,7 +402,28 @@ def data(samples=4, **changes):
 
 
 TRAIN = [
-    (TypeError, {"data": None}, "data must be a Data(xs, targets); got None."),
+    (
+        TypeError,
+        {"data": (data() for _ in range(3))},
+        "data must be a Data(xs, targets) or a function of the step that makes one; got a generator.",
+    ),
+    (
+        ValueError,
+        {"data": lambda step: data(2, xs=np.zeros((2, 5 + step, 3), np.float32)), "steps": 2},
+        "data must give batches of one shape; "
+        "data.xs is float32 [2, 5, 3] for step 0 and float32 [2, 6, 3] for step 1.",
+    ),
+    (
+        ValueError,
+        {"data": lambda step: data(2, lengths=np.ones(2, int) if step else None), "steps": 2},
+        "data must give batches of one shape; data.lengths is None for step 0 and int64 [2] for step 1.",
+    ),
+    (TypeError, {"hyper": mgu.Hyper(None)}, "hyper.learning_rate must be a number or an array of them; got None."),
+    (
+        ValueError,
+        {"hyper": mgu.Hyper(jnp.zeros(0))},
+        "hyper.learning_rate must hold at least one number; got shape [0].",
+    ),
     (TypeError, {"data": data(xs=[1])}, "data.xs must be an array; got a list."),
     (ValueError, {"data": data(xs=np.zeros((4, 5)))}, "data.xs must have shape [N, T, D]; got [4, 5]."),
     (ValueError, {"data": data(targets=np.zeros(3))}, "data.targets must have 4 samples, as data.xs; got shape [3]."),
@@ -425,6 +446,13 @@ def test_fit(kind, wrong, text):
     assert raised(kind, lambda: mgu.fit(**arguments)) == text
 
 
+@pytest.mark.parametrize(("value", "came"), [([1e-3, 1e-2], "a list"), ((1e-3,), "a tuple"), ("fast", "'fast'")])
+def test_settings_of_a_sweep(value, came):
+    recipe, hyper = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), batch_size=2), mgu.Hyper(learning_rate=value)
+    text = raised(TypeError, lambda: mgu.sweep(recipe, data(), hyper=hyper, keys=jax.random.split(KEY, 1), steps=1))
+    assert text == f"hyper.learning_rate must be a number or an array of them; got {came}."
+
+
 def test_labels_for_a_model_that_reads_out_every_step():
     recipe = mgu.Recipe(mgu.model(3, (4,), 2), batch_size=2)
     text = raised(ValueError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY))
@@ -440,6 +468,14 @@ def test_recipe():
         "optimizer must be one of 'sgd', 'momentum', 'adam', 'adamw', 'rmsprop' or a function of Hyper; "
         "got a GradientTransformationExtraArgs."
     )
+    for function in (optax.adam, lambda rate: optax.sgd(rate)):
+        text = raised(TypeError, lambda function=function: mgu.Recipe(model, optimizer=function))
+        assert text == (
+            "optimizer must be a function of Hyper, such as lambda hyper: optax.adam(hyper.learning_rate); "
+            "got one that takes a Hyper for a number."
+        )
+    text = raised(TypeError, lambda: mgu.Recipe(model, optimizer=lambda hyper: 0.1))
+    assert text == "optimizer must return an optax.GradientTransformation; got 0.1."
     text = raised(ValueError, lambda: mgu.Recipe(model, optimizer="adagrad"))
     assert text == "optimizer must be one of 'sgd', 'momentum', 'adam', 'adamw', 'rmsprop'; got 'adagrad'."
     text = raised(ValueError, lambda: mgu.Recipe(model, schedule="cosine"))

@@ -202,26 +202,6 @@ def test_the_best_member_comes_out_as_an_ordinary_pytree():
 
 
 @pytest.mark.slow
-def test_halving_leaves_the_better_half_each_time_and_they_are_as_in_the_whole_sweep():
-    whole, _ = run(validation=VALIDATION)
-    early, _ = run(validation=VALIDATION, steps=5)
-    means = np.asarray(early.members.best.score).reshape(4, 2).mean(1)
-    state, hyper, left = mgu.halving(
-        RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5, 12), validation=VALIDATION, chunk_steps=5
-    )
-    assert sorted(left.tolist()) == sorted(np.argsort(means)[:2].tolist())
-    np.testing.assert_allclose(hyper.learning_rate, np.asarray(GRID.learning_rate)[left])
-    for place, n in enumerate(left):
-        for s in range(2):
-            got, wanted = (
-                jax.tree.map(lambda a, i=i: a[i], tree.members.params)
-                for tree, i in ((state, place * 2 + s), (whole, n * 2 + s))
-            )
-            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-                assert relative_error(a, b) < 1e-4
-
-
-@pytest.mark.slow
 def test_streams_and_noise_are_swept_too():
     tokens = np.random.default_rng(0).integers(0, 7, 101).astype(np.int32)
     stream, model = mgu.Stream(tokens[:-1], tokens[1:]), mgu.model(7, (6,), 7, embedding_size=4)
@@ -263,7 +243,7 @@ def test_what_cannot_be_is_one_sentence(kind, options, text):
     assert str(caught.value) == text
 
 
-def test_axes_and_rungs_that_cannot_be():
+def test_axes_that_cannot_be():
     for call, text in (
         (lambda: mgu.grid(), "axes must be named, such as learning_rate=(1e-3, 1e-2); got none."),
         (lambda: mgu.grid(learning_rate=()), "learning_rate must be a row of numbers, at least one; got ()."),
@@ -274,10 +254,6 @@ def test_axes_and_rungs_that_cannot_be():
         (lambda: mgu.best_member(run(steps=1, validation=VALIDATION)[0], mgu.Hyper(jnp.ones(3)), VALIDATION),
          "hyper must hold the settings of the sweep, whose 8 members they divide; got 3."),
         (lambda: mgu.log_uniform(0, 1), "low and high must be numbers with 0 < low < high; got 0 and 1."),
-        (lambda: mgu.halving(RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5, 5), validation=VALIDATION),
-         "rungs must be steps that rise, at least one; got (5, 5)."),
-        (lambda: mgu.halving(RECIPE, samples(), hyper=GRID, keys=KEYS, rungs=(5,), validation=VALIDATION, keep=1.0),
-         "keep must be a share between 0 and 1; got 1.0."),
         (lambda: mgu.best_member(run(steps=1)[0], GRID, VALIDATION),
          "state must be that of a sweep with a validation, which gives the scores; it has none."),
     ):  # fmt: skip
