@@ -257,6 +257,7 @@ def evaluation(
         # Of a model that reads out every step, each valid step counts; of the others, each sample.
         steps = part.targets.ndim > 1 and part.lengths is not None
         weight = float(np.sum(np.asarray(part.lengths))) if steps else float(len(part.xs))
-        totals = [total + weight * np.float64(value) for total, value in zip(totals, to_host(values), strict=True)]
+        values = [np.asarray(value, np.float64) for value in to_host(values)]
+        totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
         weights += weight
     return [np.asarray(total / weights) for total in totals]

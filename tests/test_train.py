@@ -170,6 +170,14 @@ def test_evaluate_weighs_batches_by_their_samples(data, recipe):
     assert abs(whole[1] - np.mean(guesses == data.targets)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore")  # an error instead of NumPy's warning would hide what is tested
+def test_one_member_keeps_its_axis(data, recipe):
+    """``np.float64`` of an array of one entry is a number before NumPy 2.4."""
+    members = jax.tree.map(lambda a: a[None], recipe.model.init(KEY))
+    (accuracy,) = train.evaluation(recipe.model, members, data, (losses_of.accuracy,), 40, None, members=True)
+    assert accuracy.shape == (1,)
+
+
 def test_cosine_decay_ends_at_zero(data, recipe):
     recipe = mgu.Recipe(recipe.model, schedule="cosine", total_steps=10, batch_size=8)
     states = []
