@@ -62,8 +62,8 @@ def evaluation(
     totals, weights = [np.float64(0.0)] * len(metrics), np.float64(0.0)
     for part in parts:
         values, weight, carry = _of_a_part(params, part, carry, model, tuple(metrics), members)
-        values, weight = to_host((values, weight))
-        totals = [total + weight * np.float64(value) for total, value in zip(totals, values, strict=True)]
+        *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
+        totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
         weights = weights + weight
     return [np.asarray(total / weights) for total in totals]
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax.evaluation import Members, evaluation
 from mgu_jax import feed, train
 from mgu_jax import losses as losses_of
 from mgu_jax.checkpoint import Checkpoints
@@ -168,6 +169,14 @@ def test_evaluate_weighs_batches_by_their_samples(data, recipe):
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     guesses = recipe.model.apply(params, data.xs.swapaxes(0, 1)).argmax(-1)
     assert abs(whole[1] - np.mean(guesses == data.targets)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")  # an error instead of NumPy's warning would hide what is tested
+def test_one_member_keeps_its_axis(data, recipe):
+    """``np.float64`` of an array of one entry is a number before NumPy 2.4."""
+    members = jax.tree.map(lambda a: a[None], recipe.model.init(KEY))
+    (accuracy,) = evaluation(recipe.model, members, data, (losses_of.accuracy,), 40, None, Members())
+    assert accuracy.shape == (1,)
 
 
 def test_cosine_decay_ends_at_zero(data, recipe):
