@@ -65,6 +65,26 @@ def test_a_program_of_long_sequences_is_apply_to_the_last_bit(cell):
         assert np.array_equal(program(export.weights(params), xs), model.apply(params, xs))
 
 
+WHOLE = """
+import sys
+import jax, numpy
+weights = dict(numpy.load(sys.argv[1]))
+program = jax.jit(jax.export.deserialize(bytearray(weights.pop("program"))).call)
+numpy.save(sys.argv[3], program(weights, numpy.load(sys.argv[2])))
+assert "mgu_jax" not in sys.modules
+"""
+
+
+def test_a_sequence_in_a_fresh_process(tmp_path):
+    model = MODELS["plain"]
+    params, xs = drawn(model), inputs(model, 6, 3)
+    paths = [str(tmp_path / name) for name in ("sequence.npz", "xs.npy", "ys.npy")]
+    export.save(paths[0], export.sequence(model, params), params)
+    np.save(paths[1], xs)
+    subprocess.run([sys.executable, "-I", "-c", WHOLE, *paths], check=True)
+    assert np.load(paths[2]).tobytes() == np.asarray(model.apply(params, xs)).tobytes()
+
+
 FRESH = """
 import sys
 import jax, numpy
@@ -160,3 +180,10 @@ def test_what_cannot_be_exported(tmp_path):
         export.stream(other, drawn(other))
     with pytest.raises(ValueError, match=r"^the ending of path must be one of '\.npz'; got '\.jax'\.$"):
         export.save(tmp_path / "x.jax", None, None)
+    params = drawn(model)
+    with pytest.raises(TypeError, match=r"^exported must be what sequence or stream made; got a ModelParams\.$"):
+        export.save(tmp_path / "x.npz", params, None)
+    with pytest.raises(TypeError, match=r"^platforms must be a tuple of names, such as \('cpu',\); got 'cpu'\.$"):
+        export.sequence(model, params, platforms="cpu")
+    with pytest.raises(ValueError, match=r"^an entry of platforms must be one of 'cpu', .*; got 'gpu'\.$"):
+        export.stream(model, params, platforms=("gpu",))

@@ -354,6 +354,25 @@ def test_files_that_save_did_not_write(tmp_path):
         files.load("model.pt")
 
 
+def test_a_bit_that_flipped_and_a_foreign_file(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "model.safetensors"
+    files.save(path, MODELS["plain"], drawn(MODELS["plain"]))
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 8
+    path.write_bytes(raw)
+    with pytest.raises(
+        ValueError, match=r"^path must be a file with the arrays that were saved; got .*another sha256\.$"
+    ):
+        files.load(path)
+    safetensors.save_file({"a": np.zeros(3, np.float32)}, path)
+    with pytest.raises(ValueError, match=r"\(ValueError: it has no specification\)\.$"):
+        files.load(path)
+    np.savez(tmp_path / "model.npz", a=np.zeros(3))
+    with pytest.raises(ValueError, match=r"\(ValueError: it has no specification\)\.$"):
+        files.load(tmp_path / "model.npz")
+
+
 def test_what_cannot_be_saved(tmp_path):
     model = MODELS["plain"]
     with pytest.raises(TypeError, match=r"^model must be what mgu_jax\.model makes, or a Cell; got a dict\.$"):

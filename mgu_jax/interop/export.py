@@ -34,6 +34,11 @@ def check_model(model: Any, params: Any) -> None:
     """Both are of their kinds."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be what mgu_jax.model makes; got {checks.describe(model)}.")
+    check_params(params)
+
+
+def check_params(params: Any) -> None:
+    """They are a model's."""
     if not isinstance(params, ModelParams):
         raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
 
@@ -54,6 +59,10 @@ def _put_back(weights: dict[str, Any], like: ModelParams) -> ModelParams:
 
 def _export(run: Any, params: ModelParams, rows: tuple[Any, ...], others: Any, platforms: Any) -> jax_export.Exported:
     """``run(params, xs, *others)`` for xs [rows..., D], or tokens [rows...], as a program of weights."""
+    if not isinstance(platforms, tuple | list) or not platforms:
+        raise TypeError(f"platforms must be a tuple of names, such as ('cpu',); got {checks.describe(platforms)}.")
+    for platform in platforms:
+        checks.check_choice("an entry of platforms", platform, ("cpu", "cuda", "rocm", "tpu"))
     like = jax.eval_shape(lambda: params)
     if params.embedding is None:
         xs = jax.ShapeDtypeStruct((*rows, params.layers[0].W_h.shape[0]), checks.dtype_of(params.W_y))
@@ -125,8 +134,12 @@ def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -
     """Write program and weights to one npz file: the entry "program", and the weights by their names.
 
     Raises:
+        TypeError: no program, or no params of a model.
         ValueError: another ending.
     """
     checks.check_choice("the ending of path", Path(path).suffix, (".npz",))
+    if not isinstance(exported, jax_export.Exported):
+        raise TypeError(f"exported must be what sequence or stream made; got {checks.describe(exported)}.")
+    check_params(params)
     entries: Any = weights(params) | {"program": np.frombuffer(exported.serialize(), np.uint8)}
     np.savez(path, **entries)

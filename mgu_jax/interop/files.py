@@ -7,6 +7,7 @@
 have the names of ``ModelParams``: "layers.0.W_f", "W_y". Nothing in a file is run as code.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -76,6 +77,14 @@ def check_like(what: str, arrays: dict[str, Any], like: Any) -> None:
     checks.check_floating(what, *dtypes)
 
 
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """Of all numbers; zip files have their own sums, safetensors has none."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.hexdigest()
+
+
 def save(path: str | Path, model: Any, params: Any) -> None:
     """Write a model and its parameters, or a cell and a layer's, to a file that ``load`` reads.
 
@@ -95,6 +104,7 @@ def save(path: str | Path, model: Any, params: Any) -> None:
     arrays = {name: np.array(a, order="C") for name, a in named(params).items()}
     check_like("params", arrays, _build(specification)[1])
     specification["dtype"] = next(iter(arrays.values())).dtype.name  # npz forgets that of bfloat16
+    specification["sha256"] = _digest(arrays)
     text = json.dumps(specification)
     if path.suffix == ".npz":
         entries: Any = arrays | {_SPECIFICATION: np.array(text)}
@@ -107,9 +117,13 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
     if path.suffix == ".npz":
         with path.open("rb") as file, np.load(file) as held:
             arrays = dict(held)
+        if _SPECIFICATION not in arrays:
+            raise ValueError("it has no specification")
         return arrays, str(arrays.pop(_SPECIFICATION))
     with require("safetensors", "safetensors").safe_open(path, framework="numpy") as held:
-        return {name: held.get_tensor(name) for name in held.keys()}, held.metadata()[_SPECIFICATION]  # noqa: SIM118
+        if _SPECIFICATION not in (metadata := held.metadata() or {}):
+            raise ValueError("it has no specification")
+        return {name: held.get_tensor(name) for name in held.keys()}, metadata[_SPECIFICATION]  # noqa: SIM118
 
 
 def load(path: str | Path) -> tuple[Any, Any]:
@@ -139,6 +153,10 @@ def load(path: str | Path) -> tuple[Any, Any]:
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
         raise ValueError(f"path must be a file that mgu_jax.interop.files.save wrote; got {path} ({why}).") from error
     check_like(str(path), arrays, like)
+    if specification.get("sha256") not in (None, _digest(arrays)):  # earlier files have none
+        raise ValueError(
+            f"path must be a file with the arrays that were saved; got {path}, whose arrays have another sha256."
+        )
     if checks.dtype_of(next(iter(arrays.values()))) != dtype:
         raise TypeError(f"{path} holds {dtype}, which needs jax.config.update('jax_enable_x64', True).")
     return made, jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in named(like)])
