@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax.evaluation import Members, evaluation
 from mgu_jax import feed, train
 from mgu_jax import losses as losses_of
 from mgu_jax.checkpoint import Checkpoints
+from mgu_jax.evaluation import Members, evaluation
 
 KEY = jax.random.key(3)
 
