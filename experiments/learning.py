@@ -166,7 +166,7 @@ def learn(
     )
     keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
     resolved = {"total_steps": steps, "chunk_steps": chunk_steps, "width": width}
-    run = Run(name, config, task.sources, hyper._asdict() | resolved)
+    run = Run(name, config, task.sources, hyper._asdict() | {"forget_bias": config.forget_bias} | resolved)
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
         state = begin(recipe, hyper, keys, validation)

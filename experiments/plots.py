@@ -76,12 +76,15 @@ CELLS = {
 
 
 def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any, label: Any) -> None:
-    """A panel an experiment, a row a run with its label: a mark for each seed, a line at their mean."""
+    """A panel an experiment of several runs, a row a run with its label: a mark for each seed, a line at their mean."""
+    results = {name: rows for name, rows in results.items() if len(rows) > 1} or results
     count = len(results)
-    most = max(map(len, results.values()))
     columns = min(2, count)
     shape = (-(-count // columns), columns)
-    figure, panels = _figure(*shape, figsize=(3.6 * columns, (0.3 * most + 1.2) * shape[0]), squeeze=False)
+    runs = list(map(len, results.values()))
+    heights = [0.22 * max(runs[i : i + columns]) + 1.2 for i in range(0, count, columns)]
+    size = (4.2 * columns, sum(heights))
+    figure, panels = _figure(*shape, figsize=size, height_ratios=heights, squeeze=False)
     for axes, (name, rows) in zip(panels.flat, results.items(), strict=False):
         measure = measure_of(rows[0])
         factor = 100 if measure.name == "accuracy" else 1
