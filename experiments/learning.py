@@ -17,7 +17,7 @@ from experiments import cells
 from experiments.measures import ACCURACY, Measure, spread
 from experiments.run import BadRequest, Common, Diverged, Run, saved, use_devices
 from mgu_jax.checkpoint import Checkpoints
-from mgu_jax.evaluation import Members, evaluation
+from mgu_jax.evaluation import Asked, Members, evaluation
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.losses import Loss, cross_entropy
 from mgu_jax.sweep import Sweep, begin
@@ -237,7 +237,7 @@ def _measured(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> 
     size, window, steps = task.evaluated_at_once, None, len(task.test.xs)
     if isinstance(task.test, Stream):  # from the beginning to the end, in one row
         size, window = 1, _window(steps)
-    values = evaluation(model, params, task.test, task.metrics, size, window, Members(at_once=1))
+    values = evaluation(Asked(model, task.test, task.metrics, size, window, Members(at_once=1)), params)
     figures = np.asarray(task.measure.figure(values[0]))
     seen = spread(task.measure.name, figures, frozen) | spread("loss", values[-1], frozen)
     living = figures[~frozen]

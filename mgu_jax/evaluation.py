@@ -25,6 +25,17 @@ class Members(NamedTuple):
     mesh: Mesh | None = None
 
 
+class Asked(NamedTuple):
+    """What is measured, and how: as ``evaluate`` takes it, and of params [M, ...] of a sweep with its ``Members``."""
+
+    model: Model
+    data: Any
+    metrics: tuple[Loss, ...]
+    batch_size: int
+    window: int | None = None
+    members: Members | None = None
+
+
 def evaluate(
     model: Model,
     params: Any,
@@ -45,51 +56,34 @@ def evaluate(
     Raises:
         TypeError, ValueError: unusable data.
     """
-    return [float(value) for value in evaluation(model, params, data, metrics, batch_size, window)]
+    return [float(value) for value in evaluation(Asked(model, data, metrics, batch_size, window), params)]
 
 
-def evaluation(
-    model: Model,
-    params: Any,
-    data: Any,
-    metrics: tuple[Loss, ...],
-    batch_size: int,
-    window: int | None,
-    members: Members | None = None,
-) -> list[np.ndarray]:
-    """``evaluate``, of one model or, with members, of params [M, ...]: a value or [M] for each metric."""
-    carry, parts = _parts(model, params, data, batch_size, window, members)
-    totals, weights = [np.float64(0.0)] * len(metrics), np.float64(0.0)
+def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
+    """``evaluate``: a value for each metric or, with members, [M]."""
+    carry, parts = _parts(asked, params)
+    totals, weights = [np.float64(0.0)] * len(asked.metrics), np.float64(0.0)
     for part in parts:
-        values, weight, carry = _of_a_part(params, part, carry, model, tuple(metrics), members)
+        values, weight, carry = _of_a_part(params, part, carry, asked.model, tuple(asked.metrics), asked.members)
         *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
         totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
         weights = weights + weight
     return [np.asarray(total / weights) for total in totals]
 
 
-def try_evaluation(
-    model: Model,
-    params: Any,
-    data: Any,
-    metrics: tuple[Loss, ...],
-    batch_size: int,
-    window: int | None,
-    members: Members | None = None,
-) -> None:
+def try_evaluation(asked: Asked, params: Any) -> None:
     """Raise what ``evaluation`` would raise of the shapes and dtypes, and compute nothing."""
 
     def first(params: Any) -> Any:
-        carry, parts = _parts(model, params, data, batch_size, window, members)
-        return _of_a_part(params, next(parts), carry, model, tuple(metrics), members)
+        carry, parts = _parts(asked, params)
+        return _of_a_part(params, next(parts), carry, asked.model, tuple(asked.metrics), asked.members)
 
     jax.eval_shape(first, params)
 
 
-def _parts(
-    model: Model, params: Any, data: Any, batch_size: int, window: int | None, members: Members | None
-) -> tuple[Any, Iterator[Data]]:
+def _parts(asked: Asked, params: Any) -> tuple[Any, Iterator[Data]]:
     """The state before the first batch, and the batches."""
+    model, data, _, batch_size, window, members = asked
     checks.check_size("batch_size", batch_size)
     if jax.process_count() > 1:  # what one process has on its devices cannot meet what is on the devices of all
         data = jax.device_get(data)

@@ -69,11 +69,15 @@ def named(name: str, schedule_name: str, total_steps: int | None, warmup_steps: 
     return build
 
 
+class _HyperForANumber(TypeError):
+    """What optax's own functions do to a ``Hyper``: they want the learning rate."""
+
+
 class _Probe(Hyper):
     """What a function of one number takes for that number."""
 
     def __mul__(self, other: Any) -> Any:
-        raise TypeError(
+        raise _HyperForANumber(
             "optimizer must be a function of Hyper, such as lambda hyper: optax.adam(hyper.learning_rate); "
             "got one that takes a Hyper for a number."
         )
@@ -84,9 +88,9 @@ class _Probe(Hyper):
 def _check_function(optimizer: Any) -> None:
     try:
         made = optimizer(_Probe())
-    except Exception as error:
-        if "takes a Hyper for a number" in str(error):
-            raise
+    except _HyperForANumber:
+        raise
+    except Exception:
         return  # it may need other numbers than these
     if not callable(getattr(made, "init", None)) or not callable(getattr(made, "update", None)):
         raise TypeError(f"optimizer must return an optax.GradientTransformation; got {checks.describe(made)}.")

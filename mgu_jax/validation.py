@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mgu_jax import checks, feed
-from mgu_jax.evaluation import Members, evaluation, try_evaluation
+from mgu_jax.evaluation import Asked, Members, evaluation, try_evaluation
 from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.train import Recipe
 
@@ -55,16 +55,16 @@ class Validation:
             raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
 
 
-def _asked(recipe: Recipe, validation: Validation, params: Any, members: Members | None) -> tuple[Any, ...]:
+def _asked(recipe: Recipe, validation: Validation, members: Members | None) -> Asked:
     size = validation.batch_size if recipe.window is None else recipe.batch_size
-    return recipe.model, params, validation.data, validation.metrics, size, recipe.window, members
+    return Asked(recipe.model, validation.data, validation.metrics, size, recipe.window, members)
 
 
 def scores_of(
     recipe: Recipe, validation: Validation, params: Any, members: Members | None = None
 ) -> dict[str, np.ndarray]:
     """The metrics by name: a value of each or, of params [M, ...] of members, [M]."""
-    values = evaluation(*_asked(recipe, validation, params, members))
+    values = evaluation(_asked(recipe, validation, members), params)
     return dict(zip(validation.names, values, strict=True))
 
 
@@ -95,6 +95,6 @@ def check_validation(recipe: Recipe, validation: Any, params: Any, members: Memb
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation.{error}") from None
     try:
-        try_evaluation(*_asked(recipe, validation, params, members))
+        try_evaluation(_asked(recipe, validation, members), params)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation must fit the model: {error}") from None

@@ -13,7 +13,7 @@ import mgu_jax as mgu
 from mgu_jax import feed, train
 from mgu_jax import losses as losses_of
 from mgu_jax.checkpoint import Checkpoints
-from mgu_jax.evaluation import Members, evaluation
+from mgu_jax.evaluation import Asked, Members, evaluation
 
 KEY = jax.random.key(3)
 
@@ -175,7 +175,7 @@ def test_evaluate_weighs_batches_by_their_samples(data, recipe):
 def test_one_member_keeps_its_axis(data, recipe):
     """``np.float64`` of an array of one entry is a number before NumPy 2.4."""
     members = jax.tree.map(lambda a: a[None], recipe.model.init(KEY))
-    (accuracy,) = evaluation(recipe.model, members, data, (losses_of.accuracy,), 40, None, Members())
+    (accuracy,) = evaluation(Asked(recipe.model, data, (losses_of.accuracy,), 40, None, Members()), members)
     assert accuracy.shape == (1,)
 
 
