@@ -25,8 +25,8 @@ class Config(Training):
     hidden_size: int = 200
     batch_size: int = 20
     learning_rate: float = 5e-3
-    dropout: float = 0.3
-    epochs: int = 10
+    dropout: float = 0.5
+    epochs: int = 6
 
 
 def main(config: Config) -> None:
