@@ -17,7 +17,10 @@ from experiments.learning import Training
 class Config(Training):
     """The flags of mnist-rows."""
 
-    epochs: int = 15
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.1
+    dropout: float = 0.3
+    epochs: int = 20
 
 
 def main(config: Config) -> None:
