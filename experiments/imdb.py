@@ -22,7 +22,7 @@ class Config(Training):
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     dropout: float = 0.5
-    epochs: int = 4
+    epochs: int = 3
 
 
 def main(config: Config) -> None:
