@@ -95,6 +95,7 @@ def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure
             axes.plot([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3], color=colour, linewidth=2)
         axes.set_yticks(range(len(rows)), map(label, rows), fontsize=8)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"test {measure.label}{' (%)' if factor > 1 else ''}")
+        axes.set_xscale("log" if measure.name == "squared_error" else "linear")
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(panels.flat)[count:]:

@@ -57,6 +57,7 @@ CORRIDOR = [
     "interop.pretrained",
     "interop.export",
     "interop.onnx",
+    "interop.layers",
     "interop.flax_layout",
     "interop.flax_nnx",
     "interop.flax_linen",

@@ -18,7 +18,7 @@ from mgu_jax.extras import require
 from mgu_jax.family import MGU as PAPERS
 from mgu_jax.family import Cell, check_cell
 from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import check_options
+from mgu_jax.interop.layers import check_options, check_ours
 from mgu_jax.params import Params
 from mgu_jax.sequence import scan
 
@@ -95,8 +95,7 @@ class MGU(eqx.Module):
     options: tuple = eqx.field(static=True)
 
     def __init__(self, cell: MGUCell, *, reverse: bool = False, options: Mapping[str, Any] | None = None):
-        if not isinstance(cell, MGUCell):
-            raise TypeError(f"cell must be an MGUCell of mgu_jax; got {checks.describe(cell)}.")
+        check_ours(cell, MGUCell)
         check_options(options)
         self.cell, self.reverse, self.options = cell, reverse, tuple((options or {}).items())
 

@@ -11,32 +11,6 @@ from mgu_jax.params import Params
 from mgu_jax.sequence import scan
 
 
-def check_ours(cell: Any, kind: type) -> None:
-    """``cell`` is one that ``scan`` can run."""
-    if not isinstance(cell, kind):
-        article = "an" if kind.__name__.startswith("MGU") else "a"
-        raise TypeError(f"cell must be {article} {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
-
-
-OPTIONS = (
-    "implementation",
-    "save",
-    "chunk",
-    "precision",
-    "compute_dtype",
-    "recurrent_dropout",
-    "zoneout",
-    "dropconnect",
-)
-
-
-def check_options(options: Any) -> None:
-    """They are static options of ``scan``, and nothing that a call brings."""
-    for name in options or {}:
-        if name not in OPTIONS:
-            raise TypeError(f"options must hold options of mgu_jax.scan, such as save; got {checks.describe(name)}.")
-
-
 def chosen(layer: Any, **flags: bool | None) -> list[bool]:
     """The flags of a call; where they are ``None``, those of the layer."""
     return [getattr(layer, name) if flag is None else flag for name, flag in flags.items()]

@@ -17,7 +17,8 @@ from mgu_jax.cell import step
 from mgu_jax.extras import require
 from mgu_jax.family import MGU, Cell
 from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import check_options, check_ours, chosen, run
+from mgu_jax.interop.flax_layout import chosen, run
+from mgu_jax.interop.layers import check_options, check_ours
 from mgu_jax.params import Params
 
 nn = require("flax.linen", "flax")

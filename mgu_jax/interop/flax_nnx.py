@@ -18,7 +18,8 @@ from mgu_jax.extras import require
 from mgu_jax.family import MGU as PAPERS
 from mgu_jax.family import Cell, check_cell
 from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import check_options, check_ours, run
+from mgu_jax.interop.flax_layout import run
+from mgu_jax.interop.layers import check_options, check_ours
 from mgu_jax.params import Params
 
 nnx = require("flax.nnx", "flax")
