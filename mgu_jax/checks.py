@@ -158,25 +158,30 @@ def dtype_name(name: str, value: Any) -> str | None:
         raise TypeError(f"{name} must be a dtype; got {describe(value)}.") from None
 
 
-def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...]) -> None:
+def check_state(name: str, value: Any, batch: tuple[int, ...], params: Params, of: str = "xs") -> None:
+    """``value`` is a state [batch..., H] for the inputs called ``of``."""
+    check_features(name, value, "..., ", params, "b_h")
+    shape = (*batch, value.shape[-1])
+    check_shape(name, value, shape, f"the batch of {of} and the width of params")
+
+
+def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = "lengths", of: str = "xs") -> None:
     """Whole numbers in [0, T], one a sequence; values are looked at only where they are not traced."""
     if lengths is None:
         return
-    if not isinstance(lengths, jax.Array | np.ndarray):
-        raise TypeError(f"lengths must be an array of whole numbers; got {describe(lengths)}.")
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths must be an array of whole numbers; got {describe(lengths)}.")
-    check_shape("lengths", lengths, batch, "the batch of xs")
+    if not isinstance(lengths, jax.Array | np.ndarray) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an array of whole numbers; got {describe(lengths)}.")
+    check_shape(name, lengths, batch, f"the batch of {of}")
     if is_concrete(lengths) and lengths.size:
         outside = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > steps)]
         if outside.size:
-            raise ValueError(f"lengths must lie in [0, {steps}] (xs has {steps} steps); got {outside.flat[0]}.")
+            raise ValueError(f"{name} must lie in [0, {steps}] ({of} has {steps} steps); got {outside.flat[0]}.")
 
 
-def check_resets(resets: Any, shape: tuple[int, ...]) -> None:
+def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs") -> None:
     """One bool a step and sequence."""
     if resets is None:
         return
     if not isinstance(resets, jax.Array | np.ndarray) or resets.dtype != bool:
         raise TypeError(f"resets must be an array of bool; got {describe(resets)}.")
-    check_shape("resets", resets, shape, "the steps and the batch of xs")
+    check_shape("resets", resets, shape, f"the steps and the batch of {of}")

@@ -155,8 +155,7 @@ def scan(
     dtype = checks.dtype_of(params.W_h)
     if h0 is None:
         h0 = jnp.zeros((*batch, hidden_size), dtype)
-    checks.check_features("h0", h0, "..., ", params, "b_h")
-    checks.check_shape("h0", h0, (*batch, hidden_size), "the batch of xs and the width of params")
+    checks.check_state("h0", h0, tuple(batch), params)
     checks.check_lengths(lengths, steps, tuple(batch))
     checks.check_resets(resets, (steps, *batch))
     rates = Rates(recurrent_dropout, zoneout, dropconnect)

@@ -108,6 +108,13 @@ def test_errors(x64):
         (lambda: MGU(made)(XS), "input must be one example, [T, D], and a batch goes by jax.vmap; got [3, 6, 4]."),
         (lambda: made(XS[0], XS[0]), "input must be one example, [D], and a batch goes by jax.vmap; got [6, 4]."),
         (lambda: made(XS[0, 0], XS[0]), "hidden must be one example, [H], and a batch goes by jax.vmap; got [6, 4]."),
+        (lambda: MGU(made)(XS[0, :, :3]), "input must have shape [T, 4] (params.W_h is [4, 5]); got [6, 3]."),
+        (lambda: MGU(made)(XS[0], XS[0, 0]), "hidden must have shape [..., 5] (params.b_h is [5]); got [4]."),
+        (lambda: MGU(made)(XS[0], length=7), "length must lie in [0, 6] (input has 6 steps); got 7."),
+        (
+            lambda: MGU(made)(XS[0], resets=jnp.zeros(5, bool)),
+            "resets must have shape [6] (the steps and the batch of input); got [5].",
+        ),
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             function()

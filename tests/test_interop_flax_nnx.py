@@ -155,6 +155,18 @@ def test_errors():
         ("rngs must be given where carry_init is; got None.", lambda: cell().initialize_carry((D,), None, jnp.ones)),
         ("params must be of sizes (9, 5); got (4, 5).", lambda: MGUCell(9, H, params=cell().params)),
         ("inputs must have shape [..., time, 4] (params.W_h is [4, 5]); got [6].", lambda: MGU(cell())(jnp.ones(6))),
+        (
+            "initial_carry must have shape [3, 5] (the batch of inputs and the width of params); got [2, 5].",
+            lambda: MGU(cell())(XS, initial_carry=jnp.zeros((2, H))),
+        ),
+        (
+            "seq_lengths must lie in [0, 6] (inputs has 6 steps); got 7.",
+            lambda: MGU(cell())(XS, seq_lengths=[6, 7, 6]),
+        ),
+        (
+            "resets must have shape [3, 6] (the steps and the batch of inputs); got [2, 6].",
+            lambda: MGU(cell())(XS, resets=jnp.zeros((2, 6), bool)),
+        ),
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             function()

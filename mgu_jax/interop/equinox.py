@@ -113,16 +113,23 @@ class MGU(eqx.Module):
         ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, or []), ``resets``
         (bool [T]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
         """
+        params = self.cell.params
         _check_one("input", input, "[T, D]")
+        checks.check_features("input", input, "T, ", params, "W_h")
         if hidden is not None:
             _check_one("hidden", hidden, "[H]")
+            checks.check_state("hidden", hidden, (), params, "input")
+        if isinstance(length, int):
+            length = jnp.asarray(length)
+        checks.check_lengths(length, len(input), (), "length", "input")
+        checks.check_resets(resets, (len(input),), "input")
         options: dict[str, Any] = dict(self.options)
         return scan(
-            self.cell.params,
+            params,
             input,
             hidden,
             cell=self.cell.member,
-            lengths=jnp.asarray(length) if isinstance(length, int) else length,
+            lengths=length,
             resets=resets,
             reverse=self.reverse,
             key=key,

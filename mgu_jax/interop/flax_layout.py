@@ -45,7 +45,13 @@ def run(
     axis = 0 if time_major else inputs.ndim - 2
     xs = jnp.moveaxis(jnp.asarray(inputs), axis, 0)
     if resets is not None:
-        resets = jnp.moveaxis(jnp.asarray(resets), axis, 0)
+        resets = jnp.asarray(resets)
+        checks.check_resets(resets, inputs.shape[:-1], "inputs")
+        resets = jnp.moveaxis(resets, axis, 0)
+    steps, *batch, _ = xs.shape  # what scan would ask under its own names, under Flax's
+    if initial_carry is not None:
+        checks.check_state("initial_carry", initial_carry, tuple(batch), params, "inputs")
+    checks.check_lengths(seq_lengths, steps, tuple(batch), "seq_lengths", "inputs")
     hs, carry = scan(
         params, xs, initial_carry, cell=cell, lengths=seq_lengths, resets=resets, reverse=reverse, **options
     )
