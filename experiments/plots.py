@@ -75,6 +75,28 @@ CELLS = {
 }
 
 
+def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any, across: bool) -> None:
+    """A mark for each seed of a run, and a line at their mean; runs are rows, or columns where ``across``."""
+    colour, mark = CELLS[row["cell"]]
+    factor = 100 if measure.name == "accuracy" else 1
+    each = factor * np.array(row[f"{measure.name}_per_seed"], float)
+    points = (each, np.full(len(each), i))
+    mean = ([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3])
+    turn = -1 if across else 1
+    axes.plot(*points[::turn], mark, color=colour, alpha=0.6, markersize=5, linestyle="none")
+    axes.plot(*mean[::turn], color=colour, linewidth=2)
+
+
+def _scale(axes: Any, measure: Any, of: str) -> None:
+    text, scale = f"test {measure.label}", "linear"
+    if measure.name == "accuracy":
+        text += " (%)"
+    if measure.name == "squared_error":
+        scale = "log"
+    axes.set(**{f"{of}label": text, f"{of}scale": scale})
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any, label: Any) -> None:
     """A panel an experiment of several runs, a row a run with its label: a mark for each seed, a line at their mean."""
     results = {name: rows for name, rows in results.items() if len(rows) > 1} or results
@@ -87,19 +109,29 @@ def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure
     figure, panels = _figure(*shape, figsize=size, height_ratios=heights, squeeze=False)
     for axes, (name, rows) in zip(panels.flat, results.items(), strict=False):
         measure = measure_of(rows[0])
-        factor = 100 if measure.name == "accuracy" else 1
         for i, row in enumerate(rows):
-            colour, mark = CELLS[row["cell"]]
-            each = factor * np.array(row[f"{measure.name}_per_seed"], float)
-            axes.plot(each, np.full(len(each), i), mark, color=colour, alpha=0.6, markersize=5, linestyle="none")
-            axes.plot([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3], color=colour, linewidth=2)
+            _seeds(axes, row, i, measure, across=False)
         axes.set_yticks(range(len(rows)), map(label, rows), fontsize=8)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"test {measure.label}{' (%)' if factor > 1 else ''}")
-        axes.set_xscale("log" if measure.name == "squared_error" else "linear")
-        axes.set_title(name, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), title=name)
+        axes.title.set_fontsize(10)
+        _scale(axes, measure, "x")
     for axes in list(panels.flat)[count:]:
         axes.set_visible(False)
+    _save(figure, path)
+
+
+def seeds_of_ways(path: Path, found: dict[str, dict[Any, dict[str, Any]]], ways: Any, measure_of: Any) -> None:
+    """A panel a task, a column a way to do it: a mark for each seed, a line at their mean."""
+    figure, panels = _figure(1, len(found), figsize=(2.6 * len(found), 2.8), squeeze=False)
+    for axes, (task, of_task) in zip(panels[0], found.items(), strict=True):
+        measure = measure_of(next(iter(of_task.values())))
+        for i, way in enumerate(ways):
+            if way in of_task:
+                _seeds(axes, of_task[way], i, measure, across=True)
+        axes.set_xticks(range(len(ways)), [way.label for way in ways], rotation=45, ha="right", fontsize=8)
+        axes.set(xlim=(-0.5, len(ways) - 0.5), title=task)
+        axes.title.set_fontsize(9)
+        _scale(axes, measure, "y")
     _save(figure, path)
 
 

@@ -77,18 +77,23 @@ def figure(row: dict[str, Any], measure: Measure) -> str:
     return f"{score}{spread} ({len(row['seeds'])})"
 
 
-def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
-    """The table of a question: the tasks that were done in two of its ways or more, and the ways that were gone."""
-    ways, found = QUESTIONS[name], {}
+def found(name: str, rows: list[dict[str, Any]]) -> dict[str, dict[Way, dict[str, Any]]]:
+    """The runs of a question by task and way: the tasks that were done in two of its ways or more."""
+    runs = {}
     for row in rows:
-        for i, way in enumerate(ways):
+        for way in QUESTIONS[name]:
             if way.is_of(row):
-                found.setdefault(task_of(row), {})[i] = row
-    found = {task: cells for task, cells in found.items() if len(cells) > 1}
-    gone = [i for i in range(len(ways)) if any(i in cells for cells in found.values())]
-    lines = [f"| task | measured | {' | '.join(ways[i].label for i in gone)} |", "|---|---|" + "---|" * len(gone)]
-    for task, cells in found.items():
-        measure = measure_of(next(iter(cells.values())))
-        shown = (figure(cells[i], measure) if i in cells else "" for i in gone)
+                runs.setdefault(task_of(row), {})[way] = row
+    return {task: of_task for task, of_task in runs.items() if len(of_task) > 1}
+
+
+def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
+    """The table of a question: a line a task, a column a way that was gone."""
+    runs = found(name, rows)
+    gone = [way for way in QUESTIONS[name] if any(way in of_task for of_task in runs.values())]
+    lines = [f"| task | measured | {' | '.join(way.label for way in gone)} |", "|---|---|" + "---|" * len(gone)]
+    for task, of_task in runs.items():
+        measure = measure_of(next(iter(of_task.values())))
+        shown = (figure(of_task[way], measure) if way in of_task else "" for way in gone)
         lines.append(f"| `{task}` | {measure.label} | {' | '.join(shown)} |")
     return "\n".join(lines)

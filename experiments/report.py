@@ -27,8 +27,8 @@ class Config:
     """Folder of the files."""
     page: Path = HERE / "README.md"
     """Page whose tables are made anew."""
-    picture: Path = HERE / "results" / "learning.png"
-    """Figure of each seed of every run, by experiment."""
+    pictures: Path = HERE / "results"
+    """Folder for the figures: learning.png of each seed of every run, bias.png of the question of the forget bias."""
 
 
 def load(folder: Path) -> Results:
@@ -41,6 +41,10 @@ def load(folder: Path) -> Results:
         name: sorted(rows, key=lambda row: (order.index(row["cell"]), row["hidden_size"]))
         for name, rows in sorted(found.items())
     }
+
+
+def every(results: Results) -> list[dict[str, Any]]:
+    return [row for rows in results.values() for row in rows]
 
 
 def measure_of(row: dict[str, Any]) -> measures.Measure:
@@ -80,8 +84,7 @@ def _block(name: str) -> tuple[str, str]:
 
 def written(page: str, results: Results) -> str:
     """The page with its tables as the results say; one of an experiment that it has not yet is added at the end."""
-    every = [row for rows in results.values() for row in rows]
-    tables = {f"answer: {name}": questions.answer(name, every, measure_of) for name in questions.QUESTIONS}
+    tables = {f"answer: {name}": questions.answer(name, every(results), measure_of) for name in questions.QUESTIONS}
     tables = {name: text for name, text in tables.items() if _block(name)[0] in page}
     for name, text in (tables | {name: table(rows) for name, rows in results.items()}).items():
         first, last = _block(name)
@@ -109,5 +112,9 @@ def main(config: Config) -> None:
     if lost := [name for name in tables_of(page) if name not in results]:
         raise BadRequest(f"--results must hold what {config.page.name} has a table of; {lost[0]} is not there.")
     config.page.write_text(written(page, results))
-    plots.seeds_of_cells(config.picture, results, measure_of, questions.run_of)
-    print(f"written: {config.page}, {config.picture}")
+    learning, bias = config.pictures / "learning.png", config.pictures / "bias.png"
+    plots.seeds_of_cells(learning, results, measure_of, questions.run_of)
+    print(f"written: {config.page}, {learning}")
+    if runs := questions.found("bias", every(results)):
+        plots.seeds_of_ways(bias, runs, questions.QUESTIONS["bias"], measure_of)
+        print(f"written: {bias}")

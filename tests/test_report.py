@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -43,7 +44,7 @@ def files(tmp_path):
 
 
 def run(files):
-    flags = ["--results", files, "--page", files / "page.md", "--picture", files / "picture.png"]
+    flags = ["--results", files, "--page", files / "page.md", "--pictures", files]
     return main(["report", *map(str, flags)])
 
 
@@ -57,7 +58,8 @@ def test_the_command_writes_tables_and_picture(files, capsys):
     assert "old" not in page
     assert "| `adding` | squared error | 0.00200 ± 0.00141 (2) | 0.00200 ± 0.00141 (2) |" in page
     assert "    python -m experiments adding --cell gru\n" in page
-    assert (files / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (files / "learning.png").read_bytes().startswith(b"\x89PNG")
+    assert not (files / "bias.png").exists()  # a question that nobody asked
     assert run(files) == 0
     assert (files / "page.md").read_text() == page
     # A new experiment is added; one that is gone is not left with its old figures.
@@ -105,6 +107,14 @@ def test_a_question_has_a_line_a_task_and_a_column_a_way():
     assert questions.run_of(rows[1]) == "mgu, H = 100, b_f: -1.0"
 
 
+def test_the_forget_bias_has_a_picture(files):
+    for bias, score in ((-1.0, 0.001), (1.0, 0.1)):
+        row = asked(flags=f"--forget-bias {bias:g}", forget_bias=bias, score=score)
+        (files / f"bias{bias}.json").write_text(json.dumps(row | {"squared_error_per_seed": [score]}))
+    assert run(files) == 0
+    assert (files / "bias.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_nothing_to_report_is_one_sentence(tmp_path, capsys):
     (tmp_path / "page.md").write_text("")
     assert run(tmp_path) == 2
@@ -116,7 +126,8 @@ def test_the_pages_tables_are_those_of_the_files():
     page, results = config.page.read_text(), report.load(config.results)
     assert report.written(page, results) == page
     assert sorted(report.tables_of(page)) == sorted(results)
-    assert config.picture.exists() or not results
+    for picture in re.findall(r"\]\((results/.*?)\)", page):
+        assert (config.page.parent / picture).exists()
 
 
 def test_every_cell_has_its_own_look():
