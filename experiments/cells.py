@@ -59,9 +59,13 @@ def build(
         model = baselines.baseline(name, input_size, hidden_size, output_size, **options)
     if chrono is None:
         return model
-    if name in FAMILY and "b" not in FAMILY[name].gate:
+    if not has_forget_bias(name):
         raise ValueError(f"forget_bias can be chrono only for a cell with a forget bias; got {name}.")
     return model._replace(init=partial(_init_with, model.init, chrono))
+
+
+def has_forget_bias(name: str) -> bool:
+    return name not in FAMILY or "b" in FAMILY[name].gate
 
 
 def _init_with(init: Any, chrono: Chrono, key: Any, *, forget_bias: Any = None, initial_scale: Any = 1.0) -> Any:
@@ -76,7 +80,7 @@ def counts(model: mgu.Model) -> dict[str, int]:
 
 
 def width_of(name: str, parameters: int, *sizes: int, **options: Any) -> int:
-    """The H at which a model of this cell has as many parameters as asked for, all counted, or as near as can be.
+    """The H at which the layer of a model of this cell has as many parameters as asked for, or as near as can be.
 
     Args:
         name: of the cell.
@@ -86,7 +90,7 @@ def width_of(name: str, parameters: int, *sizes: int, **options: Any) -> int:
     input_size, output_size = sizes
 
     def of(hidden_size: int) -> int:
-        return counts(build(name, input_size, hidden_size, output_size, **options))["all"]
+        return counts(build(name, input_size, hidden_size, output_size, **options))["recurrent"]
 
     low, high = 1, 2
     while of(high) < parameters:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from experiments import cells, plots, text
 from experiments.language import learn_language
 from experiments.learning import Training
 from experiments.measures import BITS, table
 from mgu_jax.interop import files
-from mgu_jax.interop.pretrained import write
+from mgu_jax.interop.pretrained import draw
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ def main(config: Config) -> None:
     data = text.shakespeare(config.data_dir, config.download)
     sizes = {"window": config.window, "embedding_size": config.embedding_size}
     learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
-    samples, symbols = [], "".join(data.symbols)
+    samples, first = [], jnp.array([data.symbols.index("\n")])
     for seed, params in zip(learned.result["seeds"], learned.params, strict=True):
-        key, temperature = jax.random.key(seed), config.temperature
-        samples.append(write(learned.model, params, symbols, "\n", config.characters, key, temperature)[1:])
+        key, temperature = jax.random.key(seed), jnp.asarray(config.temperature)
+        tokens = draw(learned.model, config.characters, params, first, key, temperature)
+        samples.append("".join(data.symbols[token] for token in tokens))
     learned.run.finish(learned.result | {"samples": samples, "temperature": config.temperature})
     written = "config.json, metrics.jsonl, result.json, learning_curve.png"
     if config.cell in cells.FAMILY:

@@ -34,7 +34,7 @@ class Training(Common):
     hidden_size: int = 100
     """H, the width of the layer."""
     match: cells.CellName | None = None
-    """Take the H that gives as many parameters as a model of this cell has at --hidden-size."""
+    """Take the H at which the layer has as many parameters as one of this cell has at --hidden-size."""
     batch_size: int = 100
     """Samples in an optimiser step."""
     learning_rate: float = 3e-3
@@ -44,7 +44,8 @@ class Training(Common):
     dropout: float = 0.0
     """On what the layer hands on."""
     forget_bias: float | Literal["chrono"] = -1.0
-    """At the start, in the paper's sign: negative remembers; or chrono, each unit its own, for the length at hand."""
+    """At the start, in the paper's sign: negative remembers; or chrono, each unit its own, for the length at hand. MGU2
+    has none, and leaves it."""
     epochs: int = 1
     """Passes over the training set; --steps, if given, decides instead."""
     implementation: Literal["manual", "autodiff"] | None = None
@@ -110,11 +111,13 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
     sizes, options = (task.input_size, task.output_size), dict(task.options)
     if config.dropout:
         options["dropout"] = config.dropout
-    chrono = mgu.chrono(max(3, task.longest)) if config.forget_bias == "chrono" else None
+    chrono = None
+    if config.forget_bias == "chrono" and cells.has_forget_bias(config.cell):
+        chrono = mgu.chrono(max(3, task.longest))
     width = config.hidden_size
     try:
         if config.match is not None:
-            wanted = cells.counts(cells.build(config.match, sizes[0], width, sizes[1], **options))["all"]
+            wanted = cells.counts(cells.build(config.match, sizes[0], width, sizes[1], **options))["recurrent"]
             width = cells.width_of(config.cell, wanted, *sizes, **options)
         if config.implementation is not None:
             if config.cell not in cells.FAMILY:
@@ -149,7 +152,8 @@ def learn(
         raise BadRequest(f"--batch-size must be at most the {samples:,} training samples; got {config.batch_size:,}.")
     model, width = model_of(config, task)
     hyper = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm)
-    if config.forget_bias != "chrono":
+    biased = cells.has_forget_bias(config.cell)
+    if biased and config.forget_bias != "chrono":
         hyper = hyper._replace(forget_bias=config.forget_bias)
     recipe = mgu.Recipe(
         model, task.loss, schedule="cosine", total_steps=steps, batch_size=config.batch_size, window=task.window
@@ -166,7 +170,8 @@ def learn(
     )
     keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
     resolved = {"total_steps": steps, "chunk_steps": chunk_steps, "width": width}
-    run = Run(name, config, task.sources, hyper._asdict() | {"forget_bias": config.forget_bias} | resolved)
+    asked = {name: value for name, value in hyper._asdict().items() if value is not None}
+    run = Run(name, config, task.sources, asked | resolved | {"forget_bias": config.forget_bias if biased else None})
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
         state = begin(recipe, hyper, keys, validation)

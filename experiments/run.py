@@ -100,9 +100,19 @@ def parse(config: type[Config], name: str, flags: list[str], text: str | None) -
 
 
 def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
     made_by = {"python": platform.python_version(), "mgu_jax": mgu_jax.__version__}
-    return made_by | {name: metadata.version(name) for name in names}
+    there = {package.name for package in metadata.distributions()}
+    return made_by | {name: metadata.version(name) for name in names if name in there}
+
+
+def _device() -> str:
+    """Devices, cores, and the CPU's name where the system says it."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+            processor = found[1]
+    return f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores of {processor}"
 
 
 def _settings(config: Common) -> dict[str, Any]:
@@ -169,7 +179,7 @@ class Run:
             "settings": _settings(config) | (resolved or {}),
             "data_dir": str(config.data_dir or os.environ.get("MGU_JAX_DATA")),
             "versions": _versions(),
-            "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores",
+            "device": _device(),
             "data": sources,
         }
         try:

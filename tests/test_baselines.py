@@ -173,10 +173,10 @@ def test_every_cell_has_a_name_and_a_model():
 @pytest.mark.parametrize("name", ["mgu", "gru", "lstm", "min-gru"])
 def test_a_width_of_equal_parameters(name):
     """No other width comes nearer."""
-    wanted = cells.counts(cells.build("mgu", 28, 100, 10))["all"]
+    wanted = cells.counts(cells.build("mgu", 28, 100, 10))["recurrent"]
     width = cells.width_of(name, wanted, 28, 10)
     assert name != "mgu" or width == 100
-    off = [abs(cells.counts(cells.build(name, 28, h, 10))["all"] - wanted) for h in (width - 1, width, width + 1)]
+    off = [abs(cells.counts(cells.build(name, 28, h, 10))["recurrent"] - wanted) for h in (width - 1, width, width + 1)]
     assert min(off) == off[1]
 
 

@@ -117,7 +117,7 @@ def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
         == 0
     )
     made = result(tmp_path / "run")
-    mgu_count = cells.counts(cells.build("mgu", 4, 12, 4, readout="all", embedding_size=3))["all"]
+    mgu_count = cells.counts(cells.build("mgu", 4, 12, 4, readout="all", embedding_size=3))["recurrent"]
     assert made["hidden_size"] == cells.width_of("gru", mgu_count, 4, 4, readout="all", embedding_size=3) < 12
     assert made["perplexity"] == pytest.approx(np.exp(made["loss"]))
     assert made["perplexity"] < 3
@@ -172,7 +172,6 @@ REFUSED = [
     (["vowels", "--weight-decay", "-1"], "--weight-decay must be a number of at least 0; got -1.0."),
     (["vowels", "--forget-bias", "nan"], "--forget-bias must be a number or chrono; got nan."),
     (["adding", "--length", 1], "--length must be at least 2; got 1."),
-    (["adding", "--cell", "mgu2"], "forget_bias can be chrono only for a cell with a forget bias; got mgu2."),
     (
         ["adding", "--cell", "gru", "--implementation", "manual"],
         "--implementation is for our own cells; got --cell gru.",

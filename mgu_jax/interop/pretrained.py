@@ -66,11 +66,12 @@ def sample(
     if not checks.is_number(temperature) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0; got {checks.describe(temperature)}.")
     degree = jnp.asarray(temperature, stack.dtype)
-    return np.asarray(_draw(model, count, params, jnp.asarray(given, jnp.int32), key, degree))
+    return np.asarray(draw(model, count, params, jnp.asarray(given, jnp.int32), key, degree))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _draw(model: Model, count: int, params: ModelParams, first: Array, key: Array, temperature: Array) -> Array:
+def draw(model: Model, count: int, params: Any, first: Array, key: Array, temperature: Array) -> Array:
+    """``sample`` without its checks, for any ``Model`` that can be stepped."""
     ys, state = model.apply(params, first, state=model.start(params, ()), return_state=True)
 
     def body(carry: tuple[Array, State], key: Array) -> tuple[tuple[Array, State], Array]:
