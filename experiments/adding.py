@@ -11,9 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from experiments import plots
-from experiments.learning import Task, Training, learn
-from experiments.measures import ERROR, table
+from experiments.learning import Task, Training, finish, learn
+from experiments.measures import ERROR
 from experiments.run import BadRequest
 from mgu_jax.feed import Data
 from mgu_jax.losses import squared_error
@@ -65,8 +64,4 @@ def main(config: Config) -> None:
     steps = config.steps or (100 if config.quick else 5_000)
     name = f"adding-{config.length}" if config.length else "adding"
     learned = learn(name, config, task, steps=steps, chunk_steps=50 if config.quick else 200)
-    run = learned.run
-    run.finish(learned.result | {"length": length or [50, 55]})
-    plots.learning_curve(run.path("learning_curve.png"), run.metrics(), name, ERROR)
-    print(table(ERROR, learned.result))
-    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, learning_curve.png")
+    finish(learned, ERROR, {}, length=length or [50, 55])

@@ -1,14 +1,15 @@
 """A language model of characters on tiny Shakespeare: bits per character, and what it writes itself at the end."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments import cells, plots, text
 from experiments.language import learn_language
-from experiments.learning import Training
-from experiments.measures import BITS, table
+from experiments.learning import Training, finish
+from experiments.measures import BITS
 from mgu_jax.interop import files
 from mgu_jax.interop.pretrained import draw
 
@@ -41,16 +42,13 @@ def main(config: Config) -> None:
         key, temperature = jax.random.key(seed), jnp.asarray(config.temperature)
         tokens = draw(learned.model, config.characters, params, first, key, temperature)
         samples.append("".join(data.symbols[token] for token in tokens))
-    learned.run.finish(learned.result | {"samples": samples, "temperature": config.temperature})
-    written = "config.json, metrics.jsonl, result.json, learning_curve.png"
+    others: dict[str, Any] = {}
     if config.cell in cells.FAMILY:
         tokens, params = data.test.xs[:80], learned.params[0]
         gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cells.FAMILY[config.cell])
-        plots.sentence_and_gates(learned.run.path("gates.png"), gates, [data.symbols[token] for token in tokens])
-        written += ", gates.png"
+        read = [data.symbols[token] for token in tokens]
+        others["gates.png"] = lambda path: plots.sentence_and_gates(path, gates, read)
         if config.forget_bias != "chrono":  # which is no argument of a model
-            files.save(learned.run.path("model.npz"), learned.model, params)
-            written += ", model.npz"
-    print(table(BITS, learned.result))
-    print(samples[0])
-    print(f"\nwritten to {learned.run.folder}: {written}")
+            others["model.npz"] = lambda path: files.save(path, learned.model, params)
+    print(f"\n{samples[0]}")
+    finish(learned, BITS, others, samples=samples, temperature=config.temperature)

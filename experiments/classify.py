@@ -6,8 +6,8 @@ import numpy as np
 
 from experiments import cells, plots
 from experiments.files import DataSet
-from experiments.learning import Learned, Task, Training, learn
-from experiments.measures import ACCURACY, table
+from experiments.learning import Task, Training, finish, learn
+from experiments.measures import ACCURACY
 from mgu_jax.feed import Data
 
 
@@ -27,7 +27,7 @@ def steps_of(config: Training, train: Data, quick: tuple[int, int], chunks: int 
 
 def classify(
     name: str, config: Training, data: DataSet, *, readout: str = "last", images: bool = False, **options: Any
-) -> Learned:
+) -> None:
     """Train one layer with a readout, and leave everything that a run writes.
 
     Args:
@@ -53,14 +53,8 @@ def classify(
         evaluated_at_once=options.pop("evaluated_at_once", 1000),
     )
     learned = learn(name, config, task, **options)
-    run, result = learned.run, learned.result
-    run.finish(result)
-    plots.learning_curve(run.path("learning_curve.png"), run.metrics(), name, ACCURACY)
-    written = "config.json, metrics.jsonl, result.json, learning_curve.png"
-    if images and config.cell in cells.FAMILY:
-        cell = cells.FAMILY[config.cell]
-        plots.digits_and_gates(run.path("gates.png"), learned.model, learned.params[0], data.test, cell)
-        written += ", gates.png"
-    print(table(ACCURACY, result))
-    print(f"written to {run.folder}: {written}")
-    return learned
+    others: dict[str, Any] = {}
+    if images and (cell := cells.FAMILY.get(config.cell)):
+        model, params = learned.model, learned.params[0]
+        others["gates.png"] = lambda path: plots.digits_and_gates(path, model, params, data.test, cell)
+    finish(learned, ACCURACY, others)

@@ -21,19 +21,30 @@ from experiments.run import BadRequest, Places
 from mgu_jax.extras import require
 from mgu_jax.feed import Data
 
+# sha256 of the images, as float64, and of the labels, as int64.
+_DIGITS = [
+    "20def7f70a702f0af9732fbba4375e147a7d54fe70d8c45569b8e7c1c7010c10",
+    "a3c91c262eddcf7ba8f0e37507c30284493c9b20412ffe4af30d536401f7ba21",
+]
+
 
 def digits() -> DataSet:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, a quarter of each class held out.
 
     xs [N, 8, 8] in [0, 1], row by row; targets [N] in 0..9. The split is the same in every run.
+
+    Raises:
+        BadRequest: they are not those that were published.
     """
     datasets = require("sklearn.datasets", "experiments")
     selection = require("sklearn.model_selection", "experiments")
     images, labels = datasets.load_digits(return_X_y=True)
-    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    contents = images.astype(np.float64), labels.astype(np.int64)
+    if [hashlib.sha256(content.tobytes()).hexdigest() for content in contents] != _DIGITS:
+        raise BadRequest("scikit-learn's load_digits gives other digits than were published; install it again.")
     xs = (images / 16).reshape(-1, 8, 8).astype(np.float32)
     parts = selection.train_test_split(xs, labels.astype(np.int32), test_size=0.25, random_state=0, stratify=labels)
-    return DataSet(Data(parts[0], parts[2]), Data(parts[1], parts[3]), {"sklearn.datasets.load_digits": digest})
+    return DataSet(Data(parts[0], parts[2]), Data(parts[1], parts[3]), {"sklearn.datasets.load_digits": _DIGITS[0]})
 
 
 def _mnist_file(name: str, size: int, digest: str) -> Published:
@@ -73,7 +84,7 @@ def mnist(data_dir: Path | None, download: bool = False) -> DataSet:
         xs = np.frombuffer(images.content, np.uint8, offset=16).reshape(-1, 28, 28)
         return Data(xs.astype(np.float32) / 255, np.frombuffer(labels.content, np.uint8, offset=8).astype(np.int32))
 
-    return DataSet(part(*found[:2]), part(*found[2:]), {file.holders[0]: file.digest for file in MNIST})
+    return DataSet(part(*found[:2]), part(*found[2:]), {file.name: file.digest for file in MNIST})
 
 
 def _vowels_file(part: str, size: int, digest: str) -> Published:

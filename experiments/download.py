@@ -1,5 +1,6 @@
 """Fetching one file: into a draft that a later call goes on with, checked as a whole before it gets its name."""
 
+import errno
 import http.client
 import shutil
 import urllib.error
@@ -39,6 +40,8 @@ def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 
         if error.code != 416:  # the draft holds all of it already
             raise BadRequest(f"--download got status {error.code} from {url}; nothing was written.") from error
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+            raise BadRequest(f"--download cannot write {draft} ({error.strerror}).") from error
         reason = getattr(error, "reason", error)
         host, kept = urlsplit(url).hostname, draft.exists() and draft.stat().st_size
         rest = f"{kept:,} bytes are kept for the next attempt" if kept else "nothing was written"

@@ -65,7 +65,7 @@ class DataSet(NamedTuple):
 
     train: Any
     test: Any
-    sources: dict[str, str]  # name -> sha256
+    sources: dict[str, str]  # name of a file -> digest of its content, as in Published
     valid: Any = None
     symbols: tuple[str, ...] = ()  # of a text: what the tokens 0, 1, ... stand for
 

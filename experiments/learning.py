@@ -5,7 +5,9 @@ All seeds are trained as members of one sweep (mgu_jax.sweep), each with the key
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import mgu_jax as mgu
-from experiments import cells
-from experiments.measures import ACCURACY, Measure, spread
+from experiments import cells, plots
+from experiments.measures import ACCURACY, Measure, spread, table
 from experiments.run import BadRequest, Common, Diverged, Run, saved, use_devices
 from mgu_jax.checkpoint import Checkpoints
 from mgu_jax.evaluation import Asked, Members, evaluation
-from mgu_jax.feed import Data, Source, Stream
+from mgu_jax.feed import Data, Source, Stream, windows
 from mgu_jax.losses import Loss, cross_entropy
 from mgu_jax.sweep import Sweep, begin
 
@@ -63,7 +65,7 @@ class Task:
     Attributes:
         train: what is trained on.
         test: what the result is measured on.
-        sources: data source -> sha256.
+        sources: data source -> its digest.
         valid: chooses the parameters with the best score; without it the last parameters count, and the test set is
             looked at on the way.
         input_size, output_size: D, or the number of tokens, and K.
@@ -150,6 +152,11 @@ def learn(
     if isinstance(task.train, Data) and config.batch_size > len(task.train.xs):
         samples = len(task.train.xs)
         raise BadRequest(f"--batch-size must be at most the {samples:,} training samples; got {config.batch_size:,}.")
+    for part in (task.train, task.valid):
+        if isinstance(part, Stream) and windows(part, config.batch_size, task.window or 1) < 1:
+            tokens = len(part.xs)
+            rule = f"--batch-size must leave each row a window of {task.window} of {tokens:,} tokens"
+            raise BadRequest(f"{rule}; got {config.batch_size:,}.")
     model, width = model_of(config, task)
     hyper = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm)
     biased = cells.has_forget_bias(config.cell)
@@ -235,6 +242,24 @@ def learn(
     if task.valid is not None and state.members.best is not None:
         result["best_step"] = np.asarray(state.members.best.step).tolist()
     return Learned(run, result, model, params)
+
+
+def finish(learned: Learned, measure: Measure, others: dict[str, Callable[[Path], None]], **more: Any) -> None:
+    """The end of a run: its result before all else, then the curve and the other files, and a table.
+
+    Args:
+        learned, measure: the run and what it is about.
+        others: name of a file -> what writes it.
+        more: of the result.
+    """
+    run, result = learned.run, learned.result | more
+    run.finish(result)
+    plots.learning_curve(run.path("learning_curve.png"), run.metrics(), run.record["experiment"], measure)
+    for name, write in others.items():
+        write(run.path(name))
+    print(table(measure, result))
+    names = ("config.json", "metrics.jsonl", "result.json", "learning_curve.png", *others)
+    print(f"written to {run.folder}: {', '.join(names)}")
 
 
 def _measured(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> dict[str, Any]:

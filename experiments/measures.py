@@ -24,23 +24,25 @@ PERPLEXITY = Measure("perplexity", cross_entropy, np.exp, False, "{:.2f}", "perp
 BITS = Measure(
     "bits_per_character", cross_entropy, lambda nats: nats / np.log(2), False, "{:.3f}", "bits per character"
 )
-ERROR = Measure("squared_error", squared_error, lambda error: error, False, "{:.5f}", "squared error")
+ERROR = Measure("squared_error", squared_error, lambda error: error, False, "{:.1e}", "squared error")
 
 
 def spread(name: str, values: Any, frozen: np.ndarray) -> dict[str, Any]:
-    """The mean over the seeds that live, and the value of each."""
+    """The mean over the seeds that live, and the value of each; None of a frozen one, as JSON knows no NaN."""
     values = np.asarray(values, np.float64)
-    return {name: float(values[~frozen].mean()), f"{name}_per_seed": np.where(frozen, np.nan, values).tolist()}
+    each = [None if stopped else value for stopped, value in zip(frozen, values.tolist(), strict=True)]
+    return {name: float(values[~frozen].mean()), f"{name}_per_seed": each}
 
 
 def table(measure: Measure, result: dict[str, Any]) -> str:
     """The figures at the end of a run."""
-    counts, seeds = result["recurrent_parameters"], len(result["seeds"])
+    counts, seeds, frozen = result["recurrent_parameters"], len(result["seeds"]), len(result["frozen"])
     score = measure.shown.format(result[measure.name])
     if result[f"{measure.name}_std"] is not None:
         deviation = measure.shown.format(result[f"{measure.name}_std"])
-        each = ", ".join(measure.shown.format(value) for value in result[f"{measure.name}_per_seed"])
-        score += f", standard deviation {deviation} over {seeds} seeds ({each})"
+        living = [value for value in result[f"{measure.name}_per_seed"] if value is not None]
+        each = ", ".join(map(measure.shown.format, living))
+        score += f", standard deviation {deviation} over {seeds - frozen} seeds ({each})"
     rows = {
         f"test {measure.label}": f"{score} of {result['test_samples']:,}",
         "test loss": f"{result['loss']:.4f} nats" if measure is not ERROR else "",

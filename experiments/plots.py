@@ -12,8 +12,7 @@ from mgu_jax.extras import require
 
 # Okabe and Ito's palette, safe for the colour-blind.
 BLUE, ORANGE = "#0072B2", "#D55E00"
-PALETTE = (ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = "osD^vPX*"
+LIBRARIES = {"flax": "o", "equinox": "s", "haiku": "D", "keras": "^", "torch": "v"}  # and their marks
 
 
 def _figure(*shape: int, **options: Any) -> Any:
@@ -30,7 +29,7 @@ def _over_steps(axes: Any, rows: list[dict[str, Any]], name: str, factor: float,
     """The mean over the seeds by step, and the range between the seeds where there are several."""
     steps = [row["step"] for row in rows]
     axes.plot(steps, [factor * row[name] for row in rows], marker=".", **look)
-    each = factor * np.array([row[f"{name}_per_seed"] for row in rows])
+    each = factor * np.array([row[f"{name}_per_seed"] for row in rows], float)  # None, of a frozen one, is NaN
     if rows and each.shape[1] > 1:
         low, high = np.nanmin(each, 1), np.nanmax(each, 1)
         axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
@@ -227,15 +226,14 @@ def _by_size(axes: Any, labels: list[str], text: str) -> None:
 def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
     """How many times as long as our MGU each peer takes, by size; the quartiles of the rounds as bars."""
     labels, found = _times(rows)
-    names = [
-        n
-        for n in dict.fromkeys(key[0] for key in found)
-        if n.split()[0] in ("flax", "equinox", "haiku", "keras", "torch")
-    ]
+    names = [name for name in dict.fromkeys(key[0] for key in found) if name.split()[0] in LIBRARIES]
     figure, axes = _figure(1, 2, figsize=(10, 4), sharey=True)
     titles = {"forward": "forward", "both": "forward and backward"}
     for panel, (which, title) in zip(axes, titles.items(), strict=True):
-        for i, (name, colour, marker) in enumerate(zip(names, PALETTE, MARKERS, strict=False)):
+        for i, name in enumerate(names):
+            library, cell = name.split()
+            colour = CELLS["flax-mgu" if cell == "MGU" else cell.lower()][0]
+            marker = LIBRARIES[library]
             points = [(j, found.get((name, 1, which, label))) for j, label in enumerate(labels)]
             points = [(j + 0.08 * (i - len(names) / 2), row) for j, row in points if row]
             x, y = [j for j, _ in points], np.array([row["times_ours"] for _, row in points])
@@ -257,7 +255,8 @@ def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
     """Forward and backward in units of the arithmetic's own time, by size, on one device and on two."""
     labels, found = _times(rows)
     figure, axes = _figure(figsize=(6.5, 4))
-    for name, colour, marker in zip(("MGU", "flax MGU", "flax GRU"), PALETTE, MARKERS, strict=False):
+    for name, cell in (("MGU", "mgu"), ("flax MGU", "flax-mgu"), ("flax GRU", "gru")):
+        colour, marker = CELLS[cell]
         for devices, line in ((1, "-"), (2, ":")):
             at = [(j, found.get((name, devices, "both", label))) for j, label in enumerate(labels)]
             points = [(j, row["ms"] / row["floor_ms"]) for j, row in at if row]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.measures import Measure
+from experiments.run import BadRequest
 
-_COMPARED = r" --(cell|match|forget-bias|implementation|seeds?|at-once|devices)[ =]\S+"
+_COMPARED = ("cell", "match", "forget_bias", "implementation", "seed", "seeds", "at_once", "devices")
+_FLAGS = re.compile(f" --({'|'.join(_COMPARED)})[ =]\\S+".replace("_", "-"))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
 
 def task_of(row: dict[str, Any]) -> str:
     """What was asked for besides what is compared, as one types it."""
-    return re.sub(_COMPARED, "", row["command"]).removeprefix("python -m experiments ")
+    return _FLAGS.sub("", row["command"]).removeprefix("python -m experiments ")
 
 
 def run_of(row: dict[str, Any]) -> str:
@@ -71,20 +73,39 @@ def run_of(row: dict[str, Any]) -> str:
 
 
 def figure(row: dict[str, Any], measure: Measure) -> str:
-    """Mean, deviation and number of seeds."""
+    """Mean, deviation and number of seeds; of those that stayed finite where not all did."""
     score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
     spread = "" if deviation is None else f" ± {measure.shown.format(deviation)}"
-    return f"{score}{spread} ({len(row['seeds'])})"
+    seeds, frozen = len(row["seeds"]), len(row["frozen"])
+    return f"{score}{spread} ({f'{seeds - frozen} of ' if frozen else ''}{seeds})"
 
 
 def found(name: str, rows: list[dict[str, Any]]) -> dict[str, dict[Way, dict[str, Any]]]:
-    """The runs of a question by task and way: the tasks that were done in two of its ways or more."""
-    runs = {}
+    """The runs of a question by task and way: the tasks that were done in two of its ways or more.
+
+    Raises:
+        BadRequest: two runs of one task in one way, or with settings of which more differs than is compared.
+    """
+    runs: dict[str, dict[Way, dict[str, Any]]] = {}
     for row in rows:
         for way in QUESTIONS[name]:
             if way.is_of(row):
-                runs.setdefault(task_of(row), {})[way] = row
+                of_task = runs.setdefault(task_of(row), {})
+                if way in of_task:
+                    raise BadRequest(f"--results must hold one run of a kind; {row['command']!r} is there twice.")
+                of_task[way] = row
+                if differ := _differ(*of_task.values()):
+                    raise BadRequest(
+                        f"--results must hold runs of {task_of(row)!r} with the same settings; {differ[0]} differs."
+                    )
     return {task: of_task for task, of_task in runs.items() if len(of_task) > 1}
+
+
+def _differ(*rows: dict[str, Any]) -> list[str]:
+    """The settings, besides those compared and what follows from them, that are not the same in all."""
+    settings = [row["settings"] for row in rows]
+    names = sorted({name for of_row in settings for name in of_row} - {*_COMPARED, "width"})
+    return [name for name in names if any(of_row.get(name) != settings[0].get(name) for of_row in settings)]
 
 
 def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:

@@ -63,11 +63,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
         seeds, frozen = len(row["seeds"]), len(row["frozen"])
         parts = (
-            ", ".join(filter(None, (row["cell"], row["settings"].get("implementation")))),
+            row["cell"] + "".join(f", {note}" for note in _notes(row["settings"])),
             row["hidden_size"],
             f"{row['parameters']['recurrent']:,}",
             f"{row['parameters']['all']:,}",
-            row["settings"]["forget_bias"],
+            "none" if (bias := row["settings"]["forget_bias"]) is None else bias,
             score if deviation is None else f"{score} ± {measure.shown.format(deviation)}",
             seeds if not frozen else f"{seeds}, {frozen} of them not finite",
             f"{row['steps']:,}",
@@ -76,6 +76,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(map(str, parts))} |")
     lines += ["", *(f"    {command}" for command in dict.fromkeys(row["command"] for row in rows))]
     return "\n".join(lines)
+
+
+def _notes(settings: dict[str, Any]) -> list[str]:
+    """What else a run was asked for."""
+    matched = settings["match"] and f"as many parameters as {settings['match']}"
+    return [note for note in (matched, settings.get("implementation")) if note]
 
 
 def _block(name: str) -> tuple[str, str]:

@@ -123,7 +123,8 @@ def _settings(config: Common) -> dict[str, Any]:
 
 def _command(arguments: list[str]) -> str:
     """What one types to have the run again: without the folders of this machine."""
-    kept = re.sub(r"--(out|data[-_]dir)(=| )\S+|--resume|--download", "", " ".join(arguments))
+    words = (re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments)
+    kept = re.sub(r"--(out|data-dir)(=| )\S+|--resume|--download", "", " ".join(words))
     return " ".join(["python", "-m", "experiments", *kept.split()])
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from experiments import text
 from experiments.language import learn_language
-from experiments.learning import Training
-from experiments.measures import PERPLEXITY, table
+from experiments.learning import Training, finish
+from experiments.measures import PERPLEXITY
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,4 @@ def main(config: Config) -> None:
     name = "words" if config.text == "ptb" else f"words-{config.text}"
     sizes = {"window": config.window, "embedding_size": config.embedding_size or config.hidden_size}
     learned = learn_language(name, config, data, PERPLEXITY, quick=10, **sizes)
-    learned.run.finish(learned.result)
-    print(table(PERPLEXITY, learned.result))
-    print(f"written to {learned.run.folder}: config.json, metrics.jsonl, result.json, learning_curve.png")
+    finish(learned, PERPLEXITY, {})

@@ -201,6 +201,19 @@ def test_no_address_no_network_and_a_wrong_address(serve, tmp_path, monkeypatch)
     assert not files.cache().exists()
 
 
+def test_a_cache_that_cannot_be_written_is_said_to_be(serve, tmp_path):
+    address, _ = serve(b"content", [10_000])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadRequest, match=r"^--download cannot write .*x\.part \(.*[Nn]ot a directory\)\.$"):
+        fetch(f"{address}/set.txt.gz", tmp_path / "file" / "x", bool)
+
+
+def test_other_digits_are_refused(monkeypatch):
+    monkeypatch.setattr(data, "_DIGITS", ["0", "1"])
+    with pytest.raises(BadRequest, match="load_digits gives other digits than were published"):
+        data.digits()
+
+
 def test_the_list(tmp_path, capsys, monkeypatch):
     small = published(name="small", holders=())
     monkeypatch.setitem(data.SETS, "mnist", ("50 words", (small, small), "get it"))

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from experiments import plots, questions, report
-from experiments.__main__ import main
-from experiments.cells import CellName
-from experiments.run import _command
+from experiments import measures, plots, questions, report
+from experiments.__main__ import _module, main
+from experiments.cells import CellName, has_forget_bias
+from experiments.run import BadRequest, _command, _settings, parse
 
 ROWS = [
     {
@@ -51,12 +51,12 @@ def run(files):
 def test_the_command_writes_tables_and_picture(files, capsys):
     assert run(files) == 0
     page = (files / "page.md").read_text()
-    assert "| mgu | 100 | 20,600 | 20,701 | chrono | 0.00200 ± 0.00141 | 2 | 5,000 | 50 |" in page
+    assert "| mgu | 100 | 20,600 | 20,701 | chrono | 2.0e-03 ± 1.4e-03 | 2 | 5,000 | 50 |" in page
     assert page.index("| mgu |") < page.index("| gru |")
     assert page.startswith("# A page\n\nbefore\n\n<!--")
     assert page.endswith("-->\n\nafter\n")
     assert "old" not in page
-    assert "| `adding` | squared error | 0.00200 ± 0.00141 (2) | 0.00200 ± 0.00141 (2) |" in page
+    assert "| `adding` | squared error | 2.0e-03 ± 1.4e-03 (2) | 2.0e-03 ± 1.4e-03 (2) |" in page
     assert "    python -m experiments adding --cell gru\n" in page
     assert (files / "learning.png").read_bytes().startswith(b"\x89PNG")
     assert not (files / "bias.png").exists()  # a question that nobody asked
@@ -64,10 +64,11 @@ def test_the_command_writes_tables_and_picture(files, capsys):
     assert (files / "page.md").read_text() == page
     # A new experiment is added; one that is gone is not left with its old figures.
     other = copy.deepcopy(ROWS[0]) | {"experiment": "adding-400", "squared_error_std": None, "frozen": [1]}
+    other["command"] = "python -m experiments adding --length 400"
     (files / "2.json").write_text(json.dumps(other))
     assert run(files) == 0
     assert "after\n\n### adding-400\n\n<!--" in (files / "page.md").read_text()
-    assert "| 0.00200 | 2, 1 of them not finite |" in (files / "page.md").read_text()
+    assert "| 2.0e-03 | 2, 1 of them not finite |" in (files / "page.md").read_text()
     (files / "2.json").unlink()
     assert run(files) == 2
     assert "must hold what page.md has a table of; adding-400 is not there" in capsys.readouterr().err
@@ -93,7 +94,7 @@ def test_a_question_has_a_line_a_task_and_a_column_a_way():
     assert questions.answer("size", rows, report.measure_of).splitlines() == [
         "| task | measured | MGU | GRU, as wide | GRU, as many parameters |",
         "|---|---|---|---|---|",
-        "| `adding` | squared error | 0.00200 (1) | 0.00300 (1) | 0.00400 (1) |",
+        "| `adding` | squared error | 2.0e-03 (1) | 3.0e-03 (1) | 4.0e-03 (1) |",
     ]
     rows = [
         asked(flags="--length 200"),
@@ -102,7 +103,7 @@ def test_a_question_has_a_line_a_task_and_a_column_a_way():
     ]
     assert questions.answer("bias", rows, report.measure_of).splitlines()[::2] == [
         "| task | measured | b_f = -1 | chrono |",
-        "| `adding --length 200` | squared error | 0.10000 (1) | 0.00200 (1) |",
+        "| `adding --length 200` | squared error | 1.0e-01 (1) | 2.0e-03 (1) |",
     ]
     assert questions.run_of(rows[1]) == "mgu, H = 100, b_f: -1.0"
 
@@ -130,11 +131,38 @@ def test_the_pages_tables_are_those_of_the_files():
         assert (config.page.parent / picture).exists()
 
 
+def test_every_command_of_the_page_still_asks_for_what_its_result_had():
+    for path in sorted(report.Config().results.glob("*.json")):
+        row = json.loads(path.read_text())
+        name, *flags = row["command"].split()[3:]
+        asked_for = _settings(parse(_module(name).Config, name, flags, None))
+        if not has_forget_bias(row["cell"]):
+            asked_for["forget_bias"] = None
+        had = {setting: row["settings"][setting] for setting in asked_for}
+        assert asked_for == had, path.name
+
+
+def test_runs_that_do_not_belong_together_are_not_put_together():
+    twice = [asked(), asked(flags="--seeds 5"), asked("gru", "--cell gru")]
+    with pytest.raises(BadRequest, match="'python -m experiments adding --seeds 5' is there twice"):
+        questions.answer("size", twice, report.measure_of)
+    other = [asked(), asked("gru", "--cell gru", epochs=2)]
+    with pytest.raises(BadRequest, match="runs of 'adding' with the same settings; epochs differs"):
+        questions.answer("size", other, report.measure_of)
+
+
+def test_seeds_that_stopped_and_biases_that_are_not_there_are_said():
+    stopped = asked() | {"seeds": [0, 1, 2], "frozen": [1]}
+    assert questions.figure(stopped, measures.ERROR) == "2.0e-03 (2 of 3)"
+    assert "| mgu2 | 100 | 20,600 | 20,701 | none |" in report.table([asked("mgu2", forget_bias=None)])
+    assert "| gru, as many parameters as mgu | 100 |" in report.table([asked("gru", match="mgu")])
+
+
 def test_every_cell_has_its_own_look():
     assert set(plots.CELLS) == set(CellName.__args__)
     assert len(set(plots.CELLS.values())) == len(plots.CELLS)
 
 
 def test_a_command_names_no_folder_of_the_machine():
-    flags = ["adding", "--out", "/somewhere/else", "--cell", "gru", "--data-dir=/data", "--resume", "--download"]
-    assert _command(flags) == "python -m experiments adding --cell gru"
+    flags = ["adding", "--out", "/somewhere/else", "--cell", "gru", "--data_dir=/data", "--resume", "--download"]
+    assert _command([*flags, "--forget_bias=-2"]) == "python -m experiments adding --cell gru --forget-bias=-2"
