@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 import mgu_jax as mgu
+from experiments.timing import flop
 from mgu_jax.extras import require
 
 # Okabe and Ito's palette, safe for the colour-blind.
@@ -252,14 +253,15 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Forward and backward in units of the arithmetic's own time, by size, on one device and on two."""
+    """Forward and backward in units of the arithmetic's own time at the best rate of the run, by size and devices."""
     labels, found = _times(rows)
+    rate = max((row["gflop_s"] for row in found.values()), default=1.0)
     figure, axes = _figure(figsize=(6.5, 4))
     for name, cell in (("MGU", "mgu"), ("flax MGU", "flax-mgu"), ("flax GRU", "gru")):
         colour, marker = CELLS[cell]
         for devices, line in ((1, "-"), (2, ":")):
             at = [(j, found.get((name, devices, "both", label))) for j, label in enumerate(labels)]
-            points = [(j, row["ms"] / row["floor_ms"]) for j, row in at if row]
+            points = [(j, row["ms"] * rate / (1e-6 * flop(tuple(row["size"]), "both"))) for j, row in at if row]
             if points:
                 text = f"{'mgu_jax ' if name == 'MGU' else ''}{name}, {devices} device{'s' if devices > 1 else ''}"
                 axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=5, label=text)
