@@ -52,7 +52,7 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
     ),
     "gates": (Way("MGU"), Way("MGU1", "mgu1"), Way("MGU2", "mgu2"), Way("MGU3", "mgu3")),
     "bias": (
-        *(Way(f"b_f = {b:+.0f}", forget_bias=b) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)),
+        *(Way(f"b_f = {b:.0f}", forget_bias=b) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)),
         Way("chrono", forget_bias="chrono"),
     ),
     "gradient": (Way("by hand", implementation="manual"), Way("autodiff", implementation="autodiff")),
@@ -69,6 +69,8 @@ def run_of(row: dict[str, Any]) -> str:
     parts = [row["cell"], f"H = {row['hidden_size']}"]
     if "--forget-bias" in row["command"]:
         parts.append(f"b_f: {row['settings']['forget_bias']}")
+    if "--steps" in row["command"]:
+        parts.append(f"{row['steps']:,} steps")
     return ", ".join(parts + [i for i in [row["settings"].get("implementation")] if i])
 
 

@@ -5,6 +5,7 @@ each question (questions.py) one over all of them, between two comments of the p
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,15 +33,20 @@ class Config:
 
 
 def load(folder: Path) -> Results:
-    """The results by experiment, and in each by cell and width."""
+    """The results by experiment, and in each by task, cell, width and what else was asked for."""
     order, found = get_args(cells.CellName), {}
+
+    def place(row: dict[str, Any]) -> tuple:
+        settings = row["settings"]
+        bias = settings["forget_bias"]
+        bias = math.inf if bias in ("chrono", None) else bias
+        asked = (settings.get("implementation") or "", bias)
+        return (questions.task_of(row), order.index(row["cell"]), row["hidden_size"], *asked)
+
     for path in sorted(folder.glob("*.json")):
         made = json.loads(path.read_text())
         found.setdefault(made["experiment"], []).append(made)
-    return {
-        name: sorted(rows, key=lambda row: (order.index(row["cell"]), row["hidden_size"]))
-        for name, rows in sorted(found.items())
-    }
+    return {name: sorted(rows, key=place) for name, rows in sorted(found.items())}
 
 
 def every(results: Results) -> list[dict[str, Any]]:
