@@ -1,8 +1,9 @@
 """MNIST read row by row: 28 steps of 28 pixels, one layer of H = 100, the paper's 25,800 recurrent parameters.
 
-Needs the original files (``python -m experiments data``). Typical output after 15 epochs, about a minute on two cores:
+Needs the original files (``python -m experiments data``). Rate, decay, dropout and epochs were chosen on 10,000 of the
+training images. Typical output after 20 epochs, two minutes on two cores:
 
-    test accuracy         98.9% of 10,000
+    test accuracy         99.1% of 10,000
     recurrent parameters  MGU 25,800   GRU 38,700   LSTM 51,600
 """
 

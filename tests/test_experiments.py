@@ -401,8 +401,8 @@ def test_digits_reach_97_percent_in_90_seconds(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST, reason="MGU_JAX_DATA names no folder with the MNIST files")
-def test_mnist_rows_reach_98_7_percent_in_15_epochs(tmp_path):
+def test_mnist_rows_reach_99_percent_in_20_epochs(tmp_path):
     assert run("mnist-rows", "--data-dir", MNIST, "--out", tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["accuracy"] >= 0.987
-    assert result["steps"] == 9000
+    assert result["accuracy"] >= 0.99
+    assert result["steps"] == 12_000
