@@ -111,7 +111,7 @@ def _differ(*rows: dict[str, Any]) -> list[str]:
 
 
 def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
-    """The table of a question: a line a task, a column a way that was gone."""
+    """The table of a question: a line a task, a column a way that was gone. And what its runs took."""
     runs = found(name, rows)
     gone = [way for way in QUESTIONS[name] if any(way in of_task for of_task in runs.values())]
     lines = [f"| task | measured | {' | '.join(way.label for way in gone)} |", "|---|---|" + "---|" * len(gone)]
@@ -119,4 +119,5 @@ def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
         measure = measure_of(next(iter(of_task.values())))
         shown = (figure(of_task[way], measure) if way in of_task else "" for way in gone)
         lines.append(f"| `{task}` | {measure.label} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    seconds = [row["seconds"] for of_task in runs.values() for row in of_task.values()]
+    return "\n".join([*lines, "", f"{len(seconds)} runs, {sum(seconds) / 60:.0f} minutes."])

@@ -95,13 +95,15 @@ def test_a_question_has_a_line_a_task_and_a_column_a_way():
         "| task | measured | MGU | GRU, as wide | GRU, as many parameters |",
         "|---|---|---|---|---|",
         "| `adding` | squared error | 2.0e-03 (1) | 3.0e-03 (1) | 4.0e-03 (1) |",
+        "",
+        "3 runs, 5 minutes.",
     ]
     rows = [
         asked(flags="--length 200"),
         asked(flags="--length 200 --forget-bias -1", forget_bias=-1.0, score=0.1),
         asked("gru", "--length 200 --forget-bias -1 --cell gru", forget_bias=-1.0),
     ]
-    assert questions.answer("bias", rows, report.measure_of).splitlines()[::2] == [
+    assert questions.answer("bias", rows, report.measure_of).splitlines()[:3:2] == [
         "| task | measured | b_f = -1 | chrono |",
         "| `adding --length 200` | squared error | 1.0e-01 (1) | 2.0e-03 (1) |",
     ]
