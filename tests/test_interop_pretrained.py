@@ -89,6 +89,6 @@ def test_a_second_sample_compiles_nothing():
     model = mgu.model(7, (4,), 7, embedding_size=3)
     params = model.init(KEY)
     pretrained.sample(model, params, [1, 2], 3, KEY)
-    held = pretrained._draw._cache_size()
+    held = pretrained.draw._cache_size()
     pretrained.sample(model, params, [3, 4], 3, jax.random.key(1), 0.5)
-    assert pretrained._draw._cache_size() == held
+    assert pretrained.draw._cache_size() == held
