@@ -1,6 +1,7 @@
 """A language model of characters on tiny Shakespeare: bits per character, and what it writes itself at the end."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,11 +44,14 @@ def main(config: Config) -> None:
         tokens = draw(learned.model, config.characters, params, first, key, temperature)
         samples.append("".join(data.symbols[token] for token in tokens))
     others: dict[str, Any] = {}
-    if config.cell in cells.FAMILY:
-        tokens, params = data.test.xs[:80], learned.params[0]
-        gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cells.FAMILY[config.cell])
-        read = [data.symbols[token] for token in tokens]
-        others["gates.png"] = lambda path: plots.sentence_and_gates(path, gates, read)
+    if cell := cells.FAMILY.get(config.cell):
+        params, tokens = learned.params[0], data.test.xs[:80]
+
+        def picture(path: Path) -> None:
+            gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cell)
+            plots.sentence_and_gates(path, gates, [data.symbols[token] for token in tokens])
+
+        others["gates.png"] = picture
         if config.forget_bias != "chrono":  # which is no argument of a model
             others["model.npz"] = lambda path: files.save(path, learned.model, params)
     print(f"\n{samples[0]}")

@@ -104,6 +104,11 @@ class Learned(NamedTuple):
     params: list[Any]  # of each seed
 
 
+def forget_bias(config: Training) -> float | Literal["chrono"] | None:
+    """What the flags ask for, of a cell that has one."""
+    return config.forget_bias if cells.has_forget_bias(config.cell) else None
+
+
 def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
     """The model that the flags ask for, and its H.
 
@@ -113,9 +118,7 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
     sizes, options = (task.input_size, task.output_size), dict(task.options)
     if config.dropout:
         options["dropout"] = config.dropout
-    chrono = None
-    if config.forget_bias == "chrono" and cells.has_forget_bias(config.cell):
-        chrono = mgu.chrono(max(3, task.longest))
+    chrono = mgu.chrono(max(3, task.longest)) if forget_bias(config) == "chrono" else None
     width = config.hidden_size
     try:
         if config.match is not None:
@@ -159,9 +162,9 @@ def learn(
             raise BadRequest(f"{rule}; got {config.batch_size:,}.")
     model, width = model_of(config, task)
     hyper = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm)
-    biased = cells.has_forget_bias(config.cell)
-    if biased and config.forget_bias != "chrono":
-        hyper = hyper._replace(forget_bias=config.forget_bias)
+    bias = forget_bias(config)
+    if bias != "chrono":
+        hyper = hyper._replace(forget_bias=bias)
     recipe = mgu.Recipe(
         model, task.loss, schedule="cosine", total_steps=steps, batch_size=config.batch_size, window=task.window
     )
@@ -178,7 +181,7 @@ def learn(
     keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
     resolved = {"total_steps": steps, "chunk_steps": chunk_steps, "width": width}
     asked = {name: value for name, value in hyper._asdict().items() if value is not None}
-    run = Run(name, config, task.sources, asked | resolved | {"forget_bias": config.forget_bias if biased else None})
+    run = Run(name, config, task.sources, asked | resolved | {"forget_bias": bias})
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
         state = begin(recipe, hyper, keys, validation)

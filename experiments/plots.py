@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 import mgu_jax as mgu
-from experiments.timing import flop
+from experiments.tables import Times
 from mgu_jax.extras import require
 
 # Okabe and Ito's palette, safe for the colour-blind.
@@ -36,6 +36,18 @@ def _over_steps(axes: Any, rows: list[dict[str, Any]], name: str, factor: float,
         axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
+def _factor(measure: Any) -> int:
+    return 100 if measure.name == "accuracy" else 1
+
+
+def _scale(axes: Any, measure: Any, of: str, split: str = "test") -> None:
+    """Label and scale of the axis "x" or "y" that shows a measure, times its factor."""
+    percent = " (%)" if measure.name == "accuracy" else ""
+    scale = "log" if measure.name == "squared_error" else "linear"
+    axes.set(**{f"{of}label": f"{split} {measure.label}{percent}", f"{of}scale": scale})
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measure: Any) -> None:
     """Loss, and a ``Measure`` of what was watched, over the optimiser's steps, from the lines of metrics.jsonl."""
     figure, (left, right) = _figure(1, 2, figsize=(8, 3))
@@ -43,17 +55,15 @@ def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measur
     split = watched[-1]["split"] if watched else "test"
     for name, colour in (("train", BLUE), (split, ORANGE)):
         _over_steps(left, [row for row in metrics if row["split"] == name], "loss", 1, color=colour, label=name)
-    error = measure.name == "squared_error"
-    left.set(xlabel="optimiser step", ylabel="squared error" if error else "cross entropy (nats)", yscale="log")
+    loss = "squared error" if measure.name == "squared_error" else "cross entropy (nats)"
+    left.set(xlabel="optimiser step", ylabel=loss, yscale="log")
     left.legend(frameon=False)
-    percent = measure.name == "accuracy"
-    _over_steps(right, watched, measure.name, 100 if percent else 1, color=ORANGE)
-    label = f"{split} {measure.label}{' (%)' if percent else ''}"
-    right.set(xlabel="optimiser step", ylabel=label, yscale="log" if error else "linear")
+    left.spines[["top", "right"]].set_visible(False)
+    _over_steps(right, watched, measure.name, _factor(measure), color=ORANGE)
+    right.set(xlabel="optimiser step")
+    _scale(right, measure, "y", split)
     if watched:
         right.set_title(f"{measure.shown.format(watched[-1][measure.name])} at the end", fontsize=10)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     _save(figure, path)
 
@@ -78,23 +88,12 @@ CELLS = {
 def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any, across: bool) -> None:
     """A mark for each seed of a run, and a line at their mean; runs are rows, or columns where ``across``."""
     colour, mark = CELLS[row["cell"]]
-    factor = 100 if measure.name == "accuracy" else 1
-    each = factor * np.array(row[f"{measure.name}_per_seed"], float)
+    each = _factor(measure) * np.array(row[f"{measure.name}_per_seed"], float)
     points = (each, np.full(len(each), i))
-    mean = ([factor * row[measure.name]] * 2, [i - 0.3, i + 0.3])
+    mean = ([_factor(measure) * row[measure.name]] * 2, [i - 0.3, i + 0.3])
     turn = -1 if across else 1
     axes.plot(*points[::turn], mark, color=colour, alpha=0.6, markersize=5, linestyle="none")
     axes.plot(*mean[::turn], color=colour, linewidth=2)
-
-
-def _scale(axes: Any, measure: Any, of: str) -> None:
-    text, scale = f"test {measure.label}", "linear"
-    if measure.name == "accuracy":
-        text += " (%)"
-    if measure.name == "squared_error":
-        scale = "log"
-    axes.set(**{f"{of}label": text, f"{of}scale": scale})
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure_of: Any, label: Any) -> None:
@@ -208,15 +207,9 @@ def digits_and_gates(
     _save(figure, path)
 
 
-def _times(rows: list[dict[str, Any]]) -> tuple[list[str], dict[tuple[Any, ...], dict[str, Any]]]:
-    """The sizes as labels, and the rows of a benchmark's times by (name, devices, which, label)."""
-    timed = [row | {"label": ", ".join(map(str, row["size"]))} for row in rows if row["part"] == "time"]
-    found = {(row["name"], row["devices"], row["which"], row["label"]): row for row in timed}
-    return list(dict.fromkeys(row["label"] for row in timed)), found
-
-
-def _by_size(axes: Any, labels: list[str], text: str) -> None:
-    axes.set(yscale="log", ylabel=text)
+def _by_size(axes: Any, sizes: list[tuple[int, ...]], text: str) -> None:
+    axes.set(yscale="log", ylabel=text, xlabel="B, T, D, H")
+    labels = [", ".join(map(str, size)) for size in sizes]
     axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -226,8 +219,8 @@ def _by_size(axes: Any, labels: list[str], text: str) -> None:
 
 def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
     """How many times as long as our MGU each peer takes, by size; the quartiles of the rounds as bars."""
-    labels, found = _times(rows)
-    names = [name for name in dict.fromkeys(key[0] for key in found) if name.split()[0] in LIBRARIES]
+    times = Times(rows)
+    names = [name for name, devices in times.columns if devices == 1 and name.split()[0] in LIBRARIES]
     figure, axes = _figure(1, 2, figsize=(10, 4), sharey=True)
     titles = {"forward": "forward", "both": "forward and backward"}
     for panel, (which, title) in zip(axes, titles.items(), strict=True):
@@ -235,7 +228,7 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
             library, cell = name.split()
             colour = CELLS["flax-mgu" if cell == "MGU" else cell.lower()][0]
             marker = LIBRARIES[library]
-            points = [(j, found.get((name, 1, which, label))) for j, label in enumerate(labels)]
+            points = [(j, times.row(size, name, which)) for j, size in enumerate(times.sizes)]
             points = [(j + 0.08 * (i - len(names) / 2), row) for j, row in points if row]
             x, y = [j for j, _ in points], np.array([row["times_ours"] for _, row in points])
             bars = (
@@ -245,8 +238,8 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
                 x, y, bars, color=colour, marker=marker, linestyle="none", label=name, markersize=5, elinewidth=1
             )
         panel.axhline(1, color="black", linewidth=0.8)
-        _by_size(panel, labels, "time, in that of mgu_jax's MGU" if which == "forward" else "")
-        panel.set(title=title, xlabel="B, T, D, H")
+        _by_size(panel, times.sizes, "time, in that of mgu_jax's MGU" if which == "forward" else "")
+        panel.set(title=title)
     if names:
         axes[0].legend(frameon=False, fontsize=8, ncols=2)
     _save(figure, path)
@@ -254,20 +247,18 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
     """Forward and backward in units of the arithmetic's own time at the best rate of the run, by size and devices."""
-    labels, found = _times(rows)
-    rate = max((row["gflop_s"] for row in found.values()), default=1.0)
+    times = Times(rows)
     figure, axes = _figure(figsize=(6.5, 4))
     for name, cell in (("MGU", "mgu"), ("flax MGU", "flax-mgu"), ("flax GRU", "gru")):
         colour, marker = CELLS[cell]
         for devices, line in ((1, "-"), (2, ":")):
-            at = [(j, found.get((name, devices, "both", label))) for j, label in enumerate(labels)]
-            points = [(j, row["ms"] * rate / (1e-6 * flop(tuple(row["size"]), "both"))) for j, row in at if row]
+            floors = [times.floors(size, devices, name) for size in times.sizes]
+            points = [(j, floor) for j, floor in enumerate(floors) if not np.isnan(floor)]
             if points:
                 text = f"{'mgu_jax ' if name == 'MGU' else ''}{name}, {devices} device{'s' if devices > 1 else ''}"
                 axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=5, label=text)
     axes.axhline(1, color="black", linewidth=0.8)
-    _by_size(axes, labels, "time, in that of the MGU's multiply-adds")
-    axes.set(xlabel="B, T, D, H")
+    _by_size(axes, times.sizes, "time, in that of the MGU's multiply-adds")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 

@@ -102,8 +102,10 @@ def parse(config: type[Config], name: str, flags: list[str], text: str | None) -
 def _versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
     made_by = {"python": platform.python_version(), "mgu_jax": mgu_jax.__version__}
-    there = {package.name for package in metadata.distributions()}
-    return made_by | {name: metadata.version(name) for name in names if name in there}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # Flax is an extra
+            made_by[name] = metadata.version(name)
+    return made_by
 
 
 def _device() -> str:

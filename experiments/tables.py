@@ -32,9 +32,10 @@ class Times:
         row = self.row(size, "MGU", which, devices)
         return row["ms"] if row else float("nan")
 
-    def floors(self, size: Any, devices: int = 1) -> float:
-        """Our MGU, forward and backward, in the time of its multiply-adds at the best rate of the run."""
-        return self.ms(size, "both", devices) / (1e-6 * flop(size, "both") / self.rate)
+    def floors(self, size: Any, devices: int = 1, name: str = "MGU") -> float:
+        """Forward and backward in the time of the MGU's multiply-adds at the best rate of the run; nan as above."""
+        row = self.row(size, name, "both", devices)
+        return row["ms"] / (1e-6 * flop(size, "both") / self.rate) if row else float("nan")
 
     def products(self, size: Any) -> float:
         """The products of our step alone, those in the loop and those outside, in the time of the whole step."""
