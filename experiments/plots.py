@@ -104,7 +104,7 @@ def seeds_of_cells(path: Path, results: dict[str, list[dict[str, Any]]], measure
     shape = (-(-count // columns), columns)
     runs = list(map(len, results.values()))
     heights = [0.22 * max(runs[i : i + columns]) + 1.2 for i in range(0, count, columns)]
-    size = (4.2 * columns, sum(heights))
+    size = (5.6 * columns, sum(heights))
     figure, panels = _figure(*shape, figsize=size, height_ratios=heights, squeeze=False)
     for axes, (name, rows) in zip(panels.flat, results.items(), strict=False):
         measure = measure_of(rows[0])
@@ -128,7 +128,7 @@ def seeds_of_ways(path: Path, found: dict[str, dict[Any, dict[str, Any]]], ways:
             if way in of_task:
                 _seeds(axes, of_task[way], i, measure, across=True)
         axes.set_xticks(range(len(ways)), [way.label for way in ways], rotation=45, ha="right", fontsize=8)
-        axes.set(xlim=(-0.5, len(ways) - 0.5), title=task)
+        axes.set(xlim=(-0.5, len(ways) - 0.5), title=task.replace(" --", "\n"))
         axes.title.set_fontsize(9)
         _scale(axes, measure, "y")
     _save(figure, path)

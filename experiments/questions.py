@@ -71,7 +71,14 @@ def run_of(row: dict[str, Any]) -> str:
         parts.append(f"b_f: {row['settings']['forget_bias']}")
     if "--steps" in row["command"]:
         parts.append(f"{row['steps']:,} steps")
-    return ", ".join(parts + [i for i in [row["settings"].get("implementation")] if i])
+    return ", ".join(parts + asked_besides(row))
+
+
+def asked_besides(row: dict[str, Any]) -> list[str]:
+    """What else a run was asked for, of what no column shows."""
+    flags = re.findall(r"--(learning-rate|dropout)[ =](\S+)", row["command"])
+    said = [f"{flag.replace('-', ' ')} {value}" for flag, value in flags]
+    return said + [kind for kind in [row["settings"].get("implementation")] if kind]
 
 
 def figure(row: dict[str, Any], measure: Measure) -> str:

@@ -29,7 +29,7 @@ class Config:
     page: Path = HERE / "README.md"
     """Page whose tables are made anew."""
     pictures: Path = HERE / "results"
-    """Folder for the figures: learning.png of each seed of every run, bias.png of the question of the forget bias."""
+    """Folder for the figures: learning.png (each seed, where an experiment has several runs) and bias.png."""
 
 
 def load(folder: Path) -> Results:
@@ -69,7 +69,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
         seeds, frozen = len(row["seeds"]), len(row["frozen"])
         parts = (
-            row["cell"] + "".join(f", {note}" for note in _notes(row["settings"])),
+            ", ".join([row["cell"], *_matched(row["settings"]), *questions.asked_besides(row)]),
             row["hidden_size"],
             f"{row['parameters']['recurrent']:,}",
             f"{row['parameters']['all']:,}",
@@ -84,10 +84,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _notes(settings: dict[str, Any]) -> list[str]:
-    """What else a run was asked for."""
-    matched = settings["match"] and f"as many parameters as {settings['match']}"
-    return [note for note in (matched, settings.get("implementation")) if note]
+def _matched(settings: dict[str, Any]) -> list[str]:
+    return [f"as many parameters as {settings['match']}"] if settings["match"] else []
 
 
 def _block(name: str) -> tuple[str, str]:

@@ -158,6 +158,8 @@ def test_seeds_that_stopped_and_biases_that_are_not_there_are_said():
     assert questions.figure(stopped, measures.ERROR) == "2.0e-03 (2 of 3)"
     assert "| mgu2 | 100 | 20,600 | 20,701 | none |" in report.table([asked("mgu2", forget_bias=None)])
     assert "| gru, as many parameters as mgu | 100 |" in report.table([asked("gru", match="mgu")])
+    rated = asked(flags="--learning-rate 5e-3 --dropout=0.3", implementation="manual")
+    assert "| mgu, learning rate 5e-3, dropout 0.3, manual | 100 |" in report.table([rated])
 
 
 def test_every_cell_has_its_own_look():
