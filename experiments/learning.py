@@ -163,7 +163,7 @@ def learn(
     model, width = model_of(config, task)
     hyper = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm)
     bias = forget_bias(config)
-    if bias != "chrono":
+    if bias not in (None, "chrono"):
         hyper = hyper._replace(forget_bias=bias)
     recipe = mgu.Recipe(
         model, task.loss, schedule="cosine", total_steps=steps, batch_size=config.batch_size, window=task.window

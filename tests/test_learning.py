@@ -119,6 +119,11 @@ def test_a_run_goes_on_with_its_own_dropout_alone(tmp_path, capsys):
     assert "dropout was 0.1; got 0.2." in capsys.readouterr().err
 
 
+def test_a_cell_without_a_forget_bias_learns_where_others_have_chrono(tmp_path):
+    assert run(*ADDING, "--seeds", 1, "--cell", "mgu2", "--out", tmp_path / "run") == 0
+    assert result(tmp_path / "run")["settings"]["forget_bias"] is None
+
+
 def test_samples_follow_the_model_and_the_temperature():
     """Of a model whose next token is certain; and one drawn at a high temperature is spread."""
     model = mgu.model(3, (4,), 3, readout="all", embedding_size=3)
