@@ -1,6 +1,7 @@
 """The questions of experiments/README.md, each as a table: a line a task, a column a way to do it.
 
-Rows are result.json of runs. Two of them did the same task if their commands differ in nothing but what is compared.
+Rows are result.json of runs. Two of them did the same task if their commands differ in nothing but what is compared;
+the forget bias is a part of the task, except where it is the question.
 """
 
 import re
@@ -12,11 +13,12 @@ from experiments.run import BadRequest
 
 _COMPARED = ("cell", "match", "forget_bias", "implementation", "seed", "seeds", "at_once", "devices")
 _FLAGS = re.compile(f" --({'|'.join(_COMPARED)})[ =]\\S+".replace("_", "-"))
+_BIAS = re.compile(r" --forget-bias[ =]\S+")
 
 
 @dataclass(frozen=True)
 class Way:
-    """A column: what a run must have been asked for. A forget bias of None is the task's own."""
+    """A column: what a run must have been asked for. A forget bias of None is that of the task."""
 
     label: str
     cell: str = "mgu"
@@ -26,8 +28,6 @@ class Way:
 
     def is_of(self, row: dict[str, Any]) -> bool:
         settings = row["settings"]
-        if self.forget_bias is None and "--forget-bias" in row["command"]:
-            return False
         if self.forget_bias not in (None, settings["forget_bias"]):
             return False
         return (row["cell"], settings["match"]) == (self.cell, self.match) and (
@@ -62,6 +62,12 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
 def task_of(row: dict[str, Any]) -> str:
     """What was asked for besides what is compared, as one types it."""
     return _FLAGS.sub("", row["command"]).removeprefix("python -m experiments ")
+
+
+def _task_of(row: dict[str, Any], way: Way) -> str:
+    """The same, with the forget bias that was asked for where the way has none of its own."""
+    asked = _BIAS.search(row["command"]) if way.forget_bias is None else None
+    return task_of(row) + (asked.group() if asked else "")
 
 
 def run_of(row: dict[str, Any]) -> str:
@@ -99,7 +105,7 @@ def found(name: str, rows: list[dict[str, Any]]) -> dict[str, dict[Way, dict[str
     for row in rows:
         for way in QUESTIONS[name]:
             if way.is_of(row):
-                of_task = runs.setdefault(task_of(row), {})
+                of_task = runs.setdefault(_task_of(row, way), {})
                 if way in of_task:
                     raise BadRequest(f"--results must hold one run of a kind; {row['command']!r} is there twice.")
                 of_task[way] = row

@@ -88,15 +88,18 @@ def test_a_question_has_a_line_a_task_and_a_column_a_way():
         asked("gru", "--cell gru --seeds 1", 0.003),
         asked("gru", "--cell gru --match mgu", 0.004, match="mgu"),
         asked("gru", "--length 200 --cell gru", 0.005),  # alone with its task
-        asked("gru", "--cell gru --forget-bias 0", 0.006, forget_bias=0.0),  # another question
+        asked("gru", "--cell gru --forget-bias 0", 0.006, forget_bias=0.0),  # alone with its bias
+        asked(flags="--permuted --forget-bias -1", forget_bias=-1.0),
+        asked("gru", "--permuted --forget-bias -1 --cell gru", 0.003, forget_bias=-1.0),
         asked("mgu", "--implementation manual", 0.007, implementation="manual"),  # "
     ]
     assert questions.answer("size", rows, report.measure_of).splitlines() == [
         "| task | measured | MGU | GRU, as wide | GRU, as many parameters |",
         "|---|---|---|---|---|",
         "| `adding` | squared error | 2.0e-03 (1) | 3.0e-03 (1) | 4.0e-03 (1) |",
+        "| `adding --permuted --forget-bias -1` | squared error | 2.0e-03 (1) | 3.0e-03 (1) |  |",
         "",
-        "3 runs, 5 minutes.",
+        "5 runs, 8 minutes.",
     ]
     rows = [
         asked(flags="--length 200"),
