@@ -29,8 +29,8 @@ def _save(figure: Any, path: Path) -> None:
 def _over_steps(axes: Any, rows: list[dict[str, Any]], name: str, factor: float, **look: Any) -> None:
     """The mean over the seeds by step, and the range between the seeds where there are several."""
     steps = [row["step"] for row in rows]
-    axes.plot(steps, [factor * row[name] for row in rows], marker=".", **look)
-    each = factor * np.array([row[f"{name}_per_seed"] for row in rows], float)  # None, of a frozen one, is NaN
+    axes.plot(steps, factor * np.array([row[name] for row in rows], float), marker=".", **look)  # None is NaN
+    each = factor * np.array([row[f"{name}_per_seed"] for row in rows], float)
     if rows and each.shape[1] > 1:
         low, high = np.nanmin(each, 1), np.nanmax(each, 1)
         axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)

@@ -241,9 +241,10 @@ class Run:
     def log(self, step: int, split: str, **figures: Any) -> None:
         """Add a line to metrics.jsonl: numbers, and texts and lists that say of what."""
         kept = {k: v if isinstance(v, str | list) else float(v) for k, v in figures.items()}
-        line = {"step": int(step), "split": split} | kept
+        # JSON has no number that is not finite.
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in kept.items()}
         with self.path("metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"step": int(step), "split": split} | known) + "\n")
         if self._board:
             self._show(step, split, kept)
 

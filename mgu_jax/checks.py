@@ -16,7 +16,9 @@ from mgu_jax.params import Params
 
 def describe(value: Any) -> str:
     """What came, in the words of an error."""
-    if isinstance(value, jax.Array | np.ndarray):
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if value.shape == () and is_concrete(value) and not _is_key(value):
+            return str(value)  # one number is best told by itself
         return f"{jnp.dtype(value.dtype) if not _is_key(value) else value.dtype} {list(value.shape)}"
     if isinstance(value, str | int | float | None):
         return repr(value)
@@ -82,6 +84,12 @@ def is_number(value: Any) -> bool:
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return value.shape == () and not _is_key(value) and not jnp.issubdtype(value.dtype, jnp.complexfloating)
     return isinstance(value, int | float)
+
+
+def check_number(name: str, value: Any) -> None:
+    """One real number; it may be traced."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number; got {describe(value)}.")
 
 
 def is_numeric(value: Any) -> bool:
@@ -176,6 +184,20 @@ def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = 
         outside = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > steps)]
         if outside.size:
             raise ValueError(f"{name} must lie in [0, {steps}] ({of} has {steps} steps); got {outside.flat[0]}.")
+
+
+def check_below(name: str, numbers: Any, limit: int, of: str, lengths: Any = None, time_axis: int = 0) -> None:
+    """Whole numbers in [0, limit), where they can be looked at; past the lengths of its sequences there may be any."""
+    if not (is_concrete(numbers) and is_concrete(lengths)) or not numbers.size:
+        return
+    numbers = np.asarray(numbers)
+    if lengths is not None:
+        numbers = np.moveaxis(numbers, time_axis, 0)
+        steps = np.arange(len(numbers)).reshape(-1, *[1] * (numbers.ndim - 1))
+        numbers = numbers[steps < np.asarray(lengths)[None]]
+    outside = numbers[(numbers < 0) | (numbers >= limit)]
+    if outside.size:
+        raise ValueError(f"{name} must lie in [0, {limit}), as {of}; got {outside.flat[0]}.")
 
 
 def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs") -> None:

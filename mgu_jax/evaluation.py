@@ -14,7 +14,7 @@ from mgu_jax import checks, feed
 from mgu_jax.devices import map_members, to_host
 from mgu_jax.feed import Data, Stream
 from mgu_jax.losses import Loss
-from mgu_jax.model import Model
+from mgu_jax.model import Model, check_reads_on
 from mgu_jax.train import measure, run_model
 
 
@@ -26,7 +26,10 @@ class Members(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What is measured, and how: as ``evaluate`` takes it, and of params [M, ...] of a sweep with its ``Members``."""
+    """What is measured, and how: as ``evaluate`` takes it, and of params [M, ...] of a sweep with its ``Members``.
+
+    ``rates`` of a sweep are [M].
+    """
 
     model: Model
     data: Any
@@ -34,6 +37,7 @@ class Asked(NamedTuple):
     batch_size: int
     window: int | None = None
     members: Members | None = None
+    rates: Any = None
 
 
 def evaluate(
@@ -43,20 +47,35 @@ def evaluate(
     metrics: tuple[Loss, ...],
     batch_size: int = 1000,
     window: int | None = None,
+    **rates: Any,
 ) -> list[float]:
     """Each metric's mean over all samples; over all valid steps, of a model that reads out every step.
 
     Args:
         model, params: what is evaluated, without noise.
-        data: samples; or a ``Stream``, read from its beginning with the state carried along.
+        data: samples; or a ``Stream``, read from its beginning with the state carried along. Steps behind the last
+            window that all rows have are left out: none with one row and a window that divides its steps.
         metrics: functions such as ``mgu_jax.losses.accuracy``.
         batch_size: samples at once, or the rows that a stream is cut into.
         window: steps of a stream at once; needed for one, and for nothing else.
+        rates: of noise, that the run had of its ``Hyper`` and not of the model: zoneout takes its expectation.
 
     Raises:
-        TypeError, ValueError: unusable data.
+        TypeError, ValueError: unusable data, or metrics that are not a tuple of functions.
     """
-    return [float(value) for value in evaluation(Asked(model, data, metrics, batch_size, window), params)]
+    check_metrics(metrics)
+    asked = Asked(model, data, metrics, batch_size, window, rates=rates)
+    return [float(value) for value in evaluation(asked, params)]
+
+
+def check_metrics(metrics: Any) -> None:
+    """A tuple of functions.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(metrics, tuple) or not metrics or not all(map(callable, metrics)):
+        raise TypeError(f"metrics must be a tuple of functions, at least one; got {metrics!r}.")
 
 
 def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
@@ -64,7 +83,7 @@ def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
     carry, parts = _parts(asked, params)
     totals, weights = [np.float64(0.0)] * len(asked.metrics), np.float64(0.0)
     for part in parts:
-        values, weight, carry = _of_a_part(params, part, carry, asked.model, tuple(asked.metrics), asked.members)
+        values, weight, carry = _measured(asked, params, part, carry)
         *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
         totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
         weights = weights + weight
@@ -76,14 +95,18 @@ def try_evaluation(asked: Asked, params: Any) -> None:
 
     def first(params: Any) -> Any:
         carry, parts = _parts(asked, params)
-        return _of_a_part(params, next(parts), carry, asked.model, tuple(asked.metrics), asked.members)
+        return _measured(asked, params, next(parts), carry)
 
     jax.eval_shape(first, params)
 
 
+def _measured(asked: Asked, params: Any, part: Data, carry: Any) -> Any:
+    return _of_a_part(params, part, carry, asked.rates, asked.model, tuple(asked.metrics), asked.members)
+
+
 def _parts(asked: Asked, params: Any) -> tuple[Any, Iterator[Data]]:
     """The state before the first batch, and the batches."""
-    model, data, _, batch_size, window, members = asked
+    model, data, _, batch_size, window, members, _ = asked
     checks.check_size("batch_size", batch_size)
     if jax.process_count() > 1:  # what one process has on its devices cannot meet what is on the devices of all
         data = jax.device_get(data)
@@ -96,20 +119,23 @@ def _parts(asked: Asked, params: Any) -> tuple[Any, Iterator[Data]]:
     begin = partial(model.start, batch=(batch_size,))  # pyright: ignore (a stream's model has one)
     rows = range(feed.windows(data, batch_size, window))
     carry = jax.vmap(begin)(params) if members else begin(params)
+    check_reads_on(carry)
     return carry, (feed.take(data, row, batch_size, window) for row in rows)
 
 
 @partial(jax.jit, static_argnames=("model", "metrics", "members"))
 def _of_a_part(
-    params: Any, batch: Data, carry: Any, model: Model, metrics: tuple[Loss, ...], members: Members | None
+    params: Any, batch: Data, carry: Any, rates: Any, model: Model, metrics: tuple[Loss, ...], members: Members | None
 ) -> tuple[list[Array], Array, Any]:
     """Each metric's mean over a batch, what the batch weighs, and the state after it."""
 
-    def one(batch: Data, of_one: tuple[Any, Any]) -> tuple[list[Array], Array, Any]:
-        ys, carry = run_model(model, of_one[0], batch, of_one[1])
+    def one(batch: Data, of_one: tuple[Any, Any, Any]) -> tuple[list[Array], Array, Any]:
+        params, carry, rates = of_one
+        ys, carry = run_model(model, params, batch, carry, rates)
         # Of a model that reads out every step, each valid step counts; of the others, each sample.
         steps = ys.ndim == 3 and batch.lengths is not None
         weight = jnp.sum(jnp.asarray(batch.lengths, jnp.int32)) if steps else jnp.int32(len(batch.xs))
         return measure(metrics, ys, batch), weight, carry
 
-    return map_members(one, (params, carry), batch, *members) if members is not None else one(batch, (params, carry))
+    of_all = (params, carry, rates)
+    return map_members(one, of_all, batch, *members) if members is not None else one(batch, of_all)

@@ -44,6 +44,13 @@ class Stacked(NamedTuple):
 Source = Callable[[int], Data]  # step -> the Data of its batch, [B, ...]
 
 
+class Limits(NamedTuple):
+    """How many tokens a model knows, and classes; ``None`` where it has none."""
+
+    tokens: int | None = None
+    classes: int | None = None
+
+
 def order(key: Array, first: Array, steps: int, batch_size: int, samples: int) -> Array:
     """Which samples the steps first, first + 1, ... use, [steps, B]: a new shuffle every epoch, its rest left out."""
     per_epoch = samples // batch_size
@@ -85,8 +92,8 @@ def windows(data: Stream, batch_size: int, window: int | None) -> int:
     return data.xs.shape[0] // batch_size // (window or 1)
 
 
-def stack(source: Source, first: int, steps: int, batch_size: int, classes: int | None = None) -> Stacked:
-    """The batches of the next steps, from the host; of a classification, with so many classes.
+def stack(source: Source, first: int, steps: int, batch_size: int, limits: Limits = Limits()) -> Stacked:
+    """The batches of the next steps, from the host.
 
     Raises:
         TypeError, ValueError: something else than ``Data`` of batch_size samples.
@@ -96,8 +103,7 @@ def stack(source: Source, first: int, steps: int, batch_size: int, classes: int 
         check_data(batch, batch_size)
         if len(batch.xs) != batch_size:
             raise ValueError(f"data must give {batch_size} samples, a batch, for step {step}; got {len(batch.xs)}.")
-        if classes is not None:
-            check_labels(batch, classes)
+        check_limits(batch, limits)
     for step, batch in enumerate(made, first):
         for name, one, other in zip(Data._fields, made[0], batch, strict=True):
             if np.shape(one) != np.shape(other) or (one is None) != (other is None):
@@ -155,16 +161,15 @@ def _check_arrays(data: Any) -> None:
         raise TypeError("data.xs and data.targets must be arrays; got None.")
 
 
-def check_labels(data: Any, classes: int) -> None:
-    """Targets of a classification, as whole numbers below the number of classes; they are looked at once.
+def check_limits(data: Any, limits: Limits) -> None:
+    """Tokens and labels, as whole numbers below how many there are; they are looked at once.
 
     Raises:
-        ValueError: a target out of range, which a cross entropy would take for nan, or for another class.
+        ValueError: a number out of range, which would be taken for nan or, below zero, for another one.
     """
-    targets, lengths = np.asarray(data.targets), getattr(data, "lengths", None)
-    if lengths is not None and targets.ndim == 2:  # what stands behind the end of a sample may be anything
-        targets = targets[np.arange(targets.shape[1])[None] < np.asarray(lengths)[:, None]]
-    if np.issubdtype(targets.dtype, np.integer) and targets.size:
-        outside = targets[(targets < 0) | (targets >= classes)]
-        if outside.size:
-            raise ValueError(f"data.targets must lie in [0, {classes}), as the model's outputs; got {outside.flat[0]}.")
+    lengths, as_samples = getattr(data, "lengths", None), isinstance(data, Data)
+    for name, limit, of in (("xs", limits.tokens, "tokens"), ("targets", limits.classes, "outputs")):
+        numbers = getattr(data, name)
+        if limit is not None and jnp.issubdtype(numbers.dtype, jnp.integer):
+            ends = lengths if as_samples and numbers.ndim == 2 else None
+            checks.check_below(f"data.{name}", numbers, limit, f"the model's {of}", ends, time_axis=1)

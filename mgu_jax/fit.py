@@ -15,7 +15,7 @@ from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.optimizers import Hyper, check_hyper
 from mgu_jax.progress import Progress
 from mgu_jax.train import Best, Recipe, TrainState, chunk, start
-from mgu_jax.validation import Validation, check_validation, classes_of, scores_of, shown_scores
+from mgu_jax.validation import Validation, check_validation, limits_of, scores_of, shown_scores
 
 
 class NotFinite(RuntimeError):
@@ -131,11 +131,10 @@ def fit(
         return put(state._replace(carry=None), mesh)._replace(carry=put(state.carry, mesh, AXIS))
 
     reached: TrainState = start(recipe, key, hyper) if state is None else state
-    classes = classes_of(recipe, reached.params)
-    check_validation(recipe, validation, one_copy(reached.params))
+    limits = limits_of(recipe, reached.params)
+    check_validation(recipe, validation, one_copy(reached.params), hyper)
     if not callable(data):
-        if classes is not None:
-            feed.check_labels(data, classes)
+        feed.check_limits(data, limits)
         data = put(data, mesh)
     if validation is not None and reached.best is None:
         reached = reached._replace(best=_unscored(reached, validation))
@@ -148,7 +147,7 @@ def fit(
         if not callable(data):
             return data
         mine = recipe.batch_size * jax.local_device_count() // devices if jax.process_count() > 1 else recipe.batch_size
-        part = feed.stack(data, done, chunk_size(done, chunk_steps, steps), mine, classes)
+        part = feed.stack(data, done, chunk_size(done, chunk_steps, steps), mine, limits)
         return put_parts(part, mesh, None, AXIS)
 
     ready, failed, seen = batches(done) if done < steps else None, None, ""
@@ -171,12 +170,12 @@ def fit(
             losses.append(new_losses)
             scores: dict[str, float] = {}
             if validation is not None and validation.is_due(done, chunk_steps, steps):
-                reached, scores = _validated(reached, recipe, validation)
+                reached, scores = _validated(reached, recipe, validation, one_copy(hyper))
                 reached = placed(reached)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
             seen = text or shown_scores(scores) or seen
             shown.advance(count, float(new_losses[-1]), seen)
-            if failed is not None:
+            if failed is not None and not _out_of_patience(reached, validation):
                 raise failed
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
@@ -192,9 +191,11 @@ def _unscored(state: TrainState, validation: Validation) -> Best:
     return Best(jnp.float32(worst), state.step, state.params, jnp.int32(0))
 
 
-def _validated(state: TrainState, recipe: Recipe, validation: Validation) -> tuple[TrainState, dict[str, float]]:
+def _validated(
+    state: TrainState, recipe: Recipe, validation: Validation, hyper: Hyper
+) -> tuple[TrainState, dict[str, float]]:
     """The state with the best parameters so far, and the scores by the names of the metrics."""
-    scores = scores_of(recipe, validation, one_copy(state.params))
+    scores = scores_of(recipe, validation, one_copy(state.params), hyper)
     values = agreed([float(score) for score in scores.values()])
     best, score = state.best, np.float32(values[0])
     if score > best.score if validation.higher_is_better else score < best.score:

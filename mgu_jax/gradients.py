@@ -111,8 +111,8 @@ def check_gradients(
     checks.check_key("key", key)
     implementation = "manual" if implementation is None else implementation
     # Checks everything, and gives the shapes of the outputs without running anything.
-    run = partial(scan, cell=cell, **options)
-    hs, h_last = jax.eval_shape(partial(run, implementation=implementation), params, xs, h0)
+    hs, h_last = jax.eval_shape(partial(scan, cell=cell, implementation=implementation, **options), params, xs, h0)
+    definition = {name: value for name, value in options.items() if name not in ("save", "chunk")}
     if h0 is None:
         h0 = jnp.zeros(h_last.shape, h_last.dtype)
 
@@ -120,7 +120,8 @@ def check_gradients(
     cotangents = rng.standard_normal(hs.shape), rng.standard_normal(h_last.shape)
 
     def loss(arguments: Any, implementation: str) -> Array:
-        hs, h_last = run(*arguments, implementation=implementation)
+        chosen = definition if implementation == "autodiff" else options
+        hs, h_last = scan(*arguments, cell=cell, implementation=implementation, **chosen)
         w_hs, w_last = (jnp.asarray(w, hs.dtype) for w in cotangents)
         return jnp.sum(w_hs * hs) + jnp.sum(w_last * h_last)
 

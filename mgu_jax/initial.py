@@ -113,7 +113,7 @@ def init(
         ``Params``; the other biases are zero, gains one.
 
     Raises:
-        TypeError: cell is no Cell, key is not one PRNG key, or dtype is not floating.
+        TypeError: cell is no Cell, key is not one PRNG key, dtype is not floating, or recurrent_scale is no number.
         ValueError: a size below 1, an unknown initializer, a forget_bias of another shape, or chrono for a member
             without b_f.
     """
@@ -123,6 +123,7 @@ def init(
     checks.check_size("hidden_size", hidden_size)
     checks.check_choice("initializer", initializer, INITIALIZERS)
     checks.check_floating("dtype", dtype)
+    checks.check_number("recurrent_scale", recurrent_scale)
     if isinstance(forget_bias, Chrono):
         if "b" not in cell.gate:
             raise ValueError(f"forget_bias can be chrono only for a gate with a bias; got gate={cell.gate!r}.")

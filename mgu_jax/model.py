@@ -33,6 +33,16 @@ def detach(state: Any) -> Any:
     return jax.tree.map(jax.lax.stop_gradient, state)
 
 
+def check_reads_on(state: Any) -> None:
+    """A state that is carried from window to window is one of layers that all run forward.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if getattr(state, "backward", None) is not None:
+        raise ValueError("a bidirectional model cannot read a stream in windows: its reverse layers begin at the end.")
+
+
 @lru_cache(maxsize=256)
 def _build(stack: Stack) -> Model:
     """One object a specification, so that what was compiled for a model serves all that are like it."""
@@ -81,10 +91,10 @@ def model(
         implementation, save, chunk, precision, compute_dtype: as ``scan`` takes them.
 
     Returns:
-        ``Model(init, apply, step)``.
+        ``Model(init, apply, step, start)``.
 
         ``init(key, forget_bias=-1.0, initial_scale=1.0) -> ModelParams``: ``forget_bias`` as in ``mgu_jax.init``,
-        ``initial_scale`` multiplies every initial weight matrix (no bias, no embedding); both may be traced.
+        ``initial_scale`` multiplies every initial weight W and U, and W_y (no bias, no embedding); both may be traced.
 
         ``apply(params, xs, state=None, lengths=None, resets=None, key=None, training=None, return_state=False,
         **rates) -> ys``, or ``(ys, state)``: xs [T, ..., D] (or tokens [T, ...]), ``lengths`` and ``resets`` as in
@@ -93,6 +103,8 @@ def model(
         this call, and may be traced.
 
         ``step(params, x, state=None) -> (y, state)``: one input at a time, x [..., D], equal to ``apply`` on the whole.
+
+        ``start(params, batch=()) -> state``: the state before the first step, [*batch, H] of every layer.
 
     Raises:
         ValueError: a size below 1, no hidden size, an unknown name, or a rate outside of [0, 1); from apply, training
@@ -111,6 +123,8 @@ def model(
         checks.check_size(f"hidden_sizes[{i}]", size)
     checks.check_choice("readout", readout, ("all", "last", "mean"))
     checks.check_choice("bidirectional", bidirectional, (None, "concatenate", "sum"))
+    checks.check_choice("residual", residual, (False, True))
+    checks.check_choice("learned_h0", learned_h0, (False, True))
     checks.check_choice("initializer", initializer, INITIALIZERS)
     check_implementation(implementation, cell)
     check_memory(save, chunk, implementation)
@@ -124,20 +138,21 @@ def model(
     }
     for name, rate in rates.items():
         checks.check_rate(name, rate)
+    # A size of NumPy's is no JSON, and equals the plain one that the cache may have to find.
     stack = Stack(
-        input_size,
-        tuple(hidden_sizes),
-        output_size,
+        int(input_size),
+        tuple(map(int, hidden_sizes)),
+        int(output_size),
         cell,
         readout,
         bidirectional,
-        bool(residual),
-        embedding_size,
-        bool(learned_h0),
+        residual,
+        None if embedding_size is None else int(embedding_size),
+        learned_h0,
         initializer,
         implementation,
         save,
-        chunk,
+        None if chunk is None else int(chunk),
         precision,
         checks.dtype_name("compute_dtype", compute_dtype),
         jnp.dtype(dtype),

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from mgu_jax.params import Params
 
@@ -27,9 +27,14 @@ def keep(key: Array, rate: Any, shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, jnp.float32) >= jnp.asarray(rate, jnp.float32)
 
 
+def share_kept(rate: Any, dtype: Any) -> Array:
+    """1 - rate. A rate that is traced gets no gradient: through what is drawn there is none to follow."""
+    return 1 - lax.stop_gradient(jnp.asarray(rate, dtype))
+
+
 def drop(key: Array, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Zero with probability ``rate``, else 1/(1 - rate), so that the mean is one."""
-    return keep(key, rate, shape).astype(dtype) / (1 - jnp.asarray(rate, dtype))
+    return keep(key, rate, shape).astype(dtype) / share_kept(rate, dtype)
 
 
 def sample(key: Array | None, rates: Rates, shape: tuple[int, int, int], dtype: Any) -> tuple[Any, Any]:
@@ -37,7 +42,7 @@ def sample(key: Array | None, rates: Rates, shape: tuple[int, int, int], dtype: 
     k = m = None
     if not is_off(rates.zoneout):
         if key is None:
-            k = jnp.broadcast_to(1 - jnp.asarray(rates.zoneout, dtype), (shape[0], 1, 1))
+            k = jnp.broadcast_to(share_kept(rates.zoneout, dtype), (shape[0], 1, 1))
         else:
             k = keep(jax.random.fold_in(key, 0), rates.zoneout, shape).astype(dtype)
     if key is not None and not is_off(rates.recurrent_dropout):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -28,6 +29,15 @@ class Hyper(NamedTuple):
         """The rates of noise that are given here, as ``model.apply`` takes them."""
         named = {name: getattr(self, name) for name in ("dropout", "recurrent_dropout", "zoneout", "dropconnect")}
         return {name: rate for name, rate in named.items() if rate is not None}
+
+
+def in_dtype_of(params: Any, hyper: Hyper) -> Hyper:
+    """Its numbers as the parameters are, or what optax multiplies by them would become as wide as they are.
+
+    Python's numbers adapt by themselves.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    return jax.tree.map(lambda a: a if jax.typeof(a).weak_type else jnp.asarray(a, dtype), hyper)
 
 
 Optimizer = Callable[[Hyper], optax.GradientTransformation]
@@ -96,6 +106,17 @@ def _check_function(optimizer: Any) -> None:
         raise TypeError(f"optimizer must return an optax.GradientTransformation; got {checks.describe(made)}.")
 
 
+_RATE = ("lie in [0, 1)", lambda numbers: (numbers >= 0) & (numbers < 1))
+_AT_LEAST_0 = ("be at least 0", lambda numbers: numbers >= 0)
+_BOUNDS = {
+    "learning_rate": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "clip_norm": ("be above 0 (inf does not clip)", lambda numbers: numbers > 0),
+    "initial_scale": _AT_LEAST_0,
+    "forget_bias": ("be a number", lambda numbers: ~np.isnan(numbers)),
+}
+
+
 def check_hyper(hyper: Hyper) -> None:
     """Numbers within their bounds, where they can be looked at: one, or a row of them.
 
@@ -110,12 +131,8 @@ def check_hyper(hyper: Hyper) -> None:
         numbers = np.asarray(value)
         if not numbers.size:
             raise ValueError(f"hyper.{name} must hold at least one number; got shape {list(numbers.shape)}.")
-        if name == "forget_bias":
-            continue
-        below_one = name not in ("learning_rate", "weight_decay", "clip_norm", "initial_scale")
-        good = (numbers >= 0) & (numbers < 1) if below_one else numbers >= 0
-        if not good.all():
-            rule = "lie in [0, 1)" if below_one else "be at least 0"
+        rule, is_good = _BOUNDS.get(name, _RATE)
+        if not (good := is_good(numbers)).all():
             raise ValueError(f"hyper.{name} must {rule}; got {numbers[~good].flat[0]}.")
 
 

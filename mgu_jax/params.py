@@ -53,7 +53,13 @@ def summary(params: Params) -> str:
     """A table of one layer: names, shapes, dtypes, counts and bytes, and the ratio to a GRU and an LSTM of its size.
 
     The counts of GRU and LSTM are the paper's, with one bias a gate.
+
+    Raises:
+        TypeError: something else than a ``Params``.
     """
+    if not isinstance(params, Params):
+        came = type(params).__name__
+        raise TypeError(f"params must be an mgu_jax.Params, such as one of a model's layers; got a {came}.")
     D, H = params.W_h.shape
     present = {name: array for name, array in params._asdict().items() if array is not None}
     rows = [(name, str(list(a.shape)), str(a.dtype), f"{a.size:,}", f"{a.nbytes:,}") for name, a in present.items()]

@@ -125,9 +125,9 @@ def scan(
         precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
             ``jax.lax.DotAlgorithmPreset``.
         compute_dtype: such as ``jnp.bfloat16``: operands of products are rounded to it, forward and backward, while
-            parameters, state and sums keep the dtype of params.
+            parameters, state and sums keep the dtype of params ("autodiff" rounds the gradient of each product too).
         key: one PRNG key, for training with noise; without one the three below are off, and zoneout takes its
-            expectation. All three are probabilities in [0, 1), and may be traced.
+            expectation. All three are probabilities in [0, 1), may be traced, and get no gradient.
         recurrent_dropout: one mask a sequence, on what the products see of the state (Gal and Ghahramani 2016,
             arXiv 1512.05287).
         zoneout: each unit keeps its state for a step (Krueger et al. 2017, arXiv 1606.01305).

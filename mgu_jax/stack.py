@@ -72,16 +72,21 @@ class Stack:
 
     def init(self, key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0) -> ModelParams:
         checks.check_key("key", key)
+        checks.check_number("initial_scale", initial_scale)
         count = len(self.hidden_sizes)
         *keys, readout_key, embedding_key = jax.random.split(key, 2 * count + 2)
 
-        def scaled(weights: Any) -> Any:
-            return jax.tree.map(lambda w: w * jnp.asarray(initial_scale, w.dtype) if w.ndim == 2 else w, weights)
+        def scaled(w: Any) -> Any:
+            return None if w is None else w * jnp.asarray(initial_scale, w.dtype)
+
+        def drawn(key: Array, D: int, H: int, options: Any) -> Params:
+            layer = init(key, D, H, self.cell, **options)
+            return layer._replace(**{name: scaled(getattr(layer, name)) for name in ("W_f", "U_f", "W_h", "U_h")})
 
         def direction(keys: list[Array]) -> tuple[Params, ...]:
             options: Any = {"initializer": self.initializer, "forget_bias": forget_bias, "dtype": self.dtype}
             sizes = [(self._width(i - 1), H) for i, H in enumerate(self.hidden_sizes)]
-            return tuple(scaled(init(k, D, H, self.cell, **options)) for k, (D, H) in zip(keys, sizes, strict=True))
+            return tuple(drawn(k, D, H, options) for k, (D, H) in zip(keys, sizes, strict=True))
 
         zeros = tuple(jnp.zeros(H, self.dtype) for H in self.hidden_sizes)
         glorot = jax.nn.initializers.glorot_uniform()
@@ -112,9 +117,10 @@ class Stack:
         return_state: bool = False,
         **rates: Any,
     ) -> Any:
+        checks.check_choice("training", training, (None, False, True))
         rates = self._check_rates(rates, key, training)
         key = None if training is False else key
-        hs = self._embed(params, xs)
+        hs = self._embed(params, xs, lengths)
         batch = hs.shape[1:-1]
         state = self._begin(params, state, batch)
         end: Any = None
@@ -156,6 +162,9 @@ class Stack:
             raise ValueError("a bidirectional model cannot be stepped: its reverse layers begin at the end.")
         if self.readout == "mean":
             raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
+        self._check_params(params)
+        if self.embedding_size is None:
+            checks.check_features("x", x, "..., ", params.layers[0], "W_h")
         ys, new_state = self.apply(params, jnp.asarray(x)[None], state=state, return_state=True)
         return (ys[0] if self.readout == "all" else ys), new_state
 
@@ -172,7 +181,7 @@ class Stack:
             checks.check_key("key", key)
         return rates
 
-    def _embed(self, params: Any, xs: Any) -> Array:
+    def _check_params(self, params: Any) -> None:
         if not isinstance(params, ModelParams):
             raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
         widths, shape = tuple(layer.b_h.shape[-1] for layer in params.layers), jnp.shape(params.W_y)
@@ -181,11 +190,30 @@ class Stack:
                 f"params must be those of this model, hidden sizes {self.hidden_sizes} and {self.output_size} outputs; "
                 f"got {widths} and W_y {list(shape)}."
             )
+        both = None if self.bidirectional is None else self.hidden_sizes
+        came = {
+            "backward": params.backward and tuple(layer.b_h.shape[-1] for layer in params.backward),
+            "h0": params.h0 and tuple(tuple(h.shape[-1] for h in layers) for layers in params.h0 if layers),
+        }
+        wanted = {
+            "backward": both,
+            "h0": (self.hidden_sizes, both)[: 2 if both else 1] if self.learned_h0 else None,
+        }
+        if self.embedding_size is not None:  # params of one may serve a model that is given rows of its embedding
+            came["embedding"] = None if params.embedding is None else jnp.shape(params.embedding)
+            wanted["embedding"] = (self.input_size, self.embedding_size)
+        for name, rule in wanted.items():
+            if came[name] != rule:
+                raise ValueError(f"params must be those of this model, whose {name} is {rule}; got {came[name]}.")
+
+    def _embed(self, params: Any, xs: Any, lengths: Any) -> Array:
+        self._check_params(params)
         if self.embedding_size is None:
             checks.check_features("xs", xs, "T, ..., ", params.layers[0], "W_h")
             return xs
         if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim < 1:
             raise TypeError(f"xs must be tokens, whole numbers [T, ...]; got {checks.describe(xs)}.")
+        checks.check_below("xs", xs, self.input_size, "tokens of this model", lengths)
         return jnp.take(params.embedding, xs, axis=0)
 
     def _begin(self, params: ModelParams, state: State | None, batch: tuple[int, ...]) -> State:
@@ -196,6 +224,9 @@ class Stack:
             wanted = (layers, layers if self.bidirectional else 0)
             if came != wanted:
                 raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
+            for name in State._fields:
+                for i, layer in enumerate(getattr(params, name) or ()):
+                    checks.check_state(f"state.{name}[{i}]", getattr(state, name)[i], batch, layer)
             return state
         return self.start(params, batch)
 

@@ -28,7 +28,7 @@ from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.settings import settings
 from mgu_jax.train import Best, Recipe, TrainState, chunk, start
-from mgu_jax.validation import Validation, check_validation, classes_of, scores_of, shown_scores
+from mgu_jax.validation import Validation, check_validation, limits_of, scores_of, shown_scores
 
 
 class Sweep(NamedTuple):
@@ -106,10 +106,10 @@ def chunk_of_members(
 
 
 def _validated(
-    members: TrainState, recipe: Recipe, validation: Validation, living: Array, how: Members
+    members: TrainState, recipe: Recipe, validation: Validation, hyper: Hyper, living: Array, how: Members
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """The members with the best parameters of each so far, and the scores now, [M], by the names of the metrics."""
-    scores = scores_of(recipe, validation, members.params, how)
+    scores = scores_of(recipe, validation, members.params, hyper, how)
     score, best = next(iter(scores.values())).astype(np.float32), members.best
     better = (score > best.score if validation.higher_is_better else score < best.score) & living
     new, old = Best(score, members.step, members.params, best.waited), best
@@ -175,16 +175,16 @@ def sweep(
         if validation is not None and state.members.best is None:
             state = state._replace(members=_unscored(state.members, validation))
     how = Members(at_once, mesh)
-    check_validation(recipe, validation, state.members.params, how)
-    classes = classes_of(recipe, state.members.params)
-    if classes is not None and not callable(data):
-        feed.check_labels(data, classes)
+    check_validation(recipe, validation, state.members.params, each, how)
+    limits = limits_of(recipe, state.members.params)
+    if not callable(data):
+        feed.check_limits(data, limits)
     on_device = None if callable(data) else put(data, mesh)
 
     def batches(done: int, size: int) -> Any:
         if not callable(data):
             return on_device
-        return put(feed.stack(data, done, size, recipe.batch_size, classes), mesh)
+        return put(feed.stack(data, done, size, recipe.batch_size, limits), mesh)
 
     members, stopped, each = put((state.members, state.stopped, each), mesh, AXIS)
     done, losses, means, frozen = int(state.step), [], "", to_host(stopped)
@@ -203,7 +203,7 @@ def sweep(
             losses.append(new_losses)
             scores: dict[str, np.ndarray] = {}
             if validation is not None and validation.is_due(done, chunk_steps, steps):
-                members, scores = _validated(members, recipe, validation, stopped < 0, how)
+                members, scores = _validated(members, recipe, validation, each, stopped < 0, how)
             reached = Sweep(put(jnp.int32(done), mesh), members, stopped)
             text = on_chunk(reached, new_losses, scores) if on_chunk else None
             living = frozen < 0
@@ -255,11 +255,15 @@ def rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
 def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
     """The member with the best score, and its best parameters as a pytree; hyper and validation are the sweep's.
 
-    Of several processes, all have to call it.
+    What stands in its ``hyper.zoneout`` belongs to the parameters: ``model.apply(params, xs, zoneout=...)``. Of several
+    processes, all have to call it.
 
     Raises:
+        TypeError: state is no ``Sweep``.
         ValueError: the sweep was not validated, no member has a score, or settings that cannot be the sweep's.
     """
+    if not isinstance(state, Sweep):
+        raise TypeError(f"state must be a Sweep; got {checks.describe(state)}.")
     best = state.members.best
     if best is None:
         raise ValueError("state must be that of a sweep with a validation, which gives the scores; it has none.")

@@ -26,8 +26,8 @@ from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, keep
 from mgu_jax.feed import Data
 from mgu_jax.losses import Loss, cross_entropy
-from mgu_jax.model import Model, detach
-from mgu_jax.optimizers import Hyper, Optimizer, check_optimizer, named
+from mgu_jax.model import Model, check_reads_on, detach
+from mgu_jax.optimizers import Hyper, Optimizer, check_optimizer, in_dtype_of, named
 from mgu_jax.stack import ModelParams
 
 _NOISE = 2**32 - 1  # folded into the key, apart from the numbers of the epochs, which order the samples
@@ -94,8 +94,9 @@ class Recipe:
             raise TypeError(f"loss must be a function, such as {example}; got {checks.describe(self.loss)}.")
         check_optimizer(self.optimizer, self.schedule, self.total_steps, self.warmup_steps)
 
-    def build(self, hyper: Hyper) -> optax.GradientTransformation:
-        """The optimiser for these numbers."""
+    def build(self, hyper: Hyper, params: Any) -> optax.GradientTransformation:
+        """The optimiser for these numbers and parameters."""
+        hyper = in_dtype_of(params, hyper)
         if isinstance(self.optimizer, str):
             return named(self.optimizer, self.schedule, self.total_steps, self.warmup_steps)(hyper)
         return self.optimizer(hyper)
@@ -107,7 +108,8 @@ def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper()) -> TrainState:
     init_key, run_key = jax.random.split(key)
     params = recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
     carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
-    return TrainState(jnp.int32(0), params, recipe.build(hyper).init(params), run_key, carry)
+    check_reads_on(carry)
+    return TrainState(jnp.int32(0), params, recipe.build(hyper, params).init(params), run_key, carry)
 
 
 def measure(functions: tuple[Loss, ...], ys: Array, batch: Data) -> list[Array]:
@@ -128,11 +130,16 @@ def mask_of(batch: Data) -> Any:
 def run_model(
     model: Model, params: Any, batch: Data, carry: Any, noise: dict[str, Any] | None = None, mesh: Mesh | None = None
 ) -> tuple[Array, Any]:
-    """ys of a batch, and the state after it where one came in. On a mesh each device runs its own part of the batch."""
+    """ys of a batch, and the state after it where one came in. On a mesh each device runs its own part of the batch.
+
+    ``noise`` holds the rates, and for training the key.
+    """
     arguments = (params, batch.xs.swapaxes(0, 1), batch.lengths, carry, noise)
 
     def run(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Array, Any]:
-        options = {} if noise is None else noise | {"training": True}
+        options = dict(noise or {})
+        if "key" in options:
+            options["training"] = True
         if lengths is not None:
             options["lengths"] = lengths
         if carry is None:
@@ -140,7 +147,7 @@ def run_model(
         return model.apply(params, xs, state=carry, return_state=True, **options)
 
     def run_part(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Array, Any]:
-        if noise is not None:  # the parts of a batch have noise of their own
+        if noise and "key" in noise:  # the parts of a batch have noise of their own
             noise = noise | {"key": jax.random.fold_in(noise["key"], lax.axis_index(AXIS))}
         return run(params, xs, lengths, carry, noise)
 
@@ -172,20 +179,20 @@ def chunk(
     Returns:
         The new state and the losses [K] of the batches, each taken before its update.
     """
-    optimizer, size = recipe.build(hyper), (recipe.batch_size, recipe.window)
+    optimizer, size = recipe.build(hyper, state.params), (recipe.batch_size, recipe.window)
     noise = jax.random.fold_in(state.key, _NOISE)
 
-    def loss(params: ModelParams, batch: Data, carry: Any, key: Array) -> tuple[Array, Any]:
+    def loss(params: ModelParams, batch: Data, carry: Any, begins: Any, key: Array) -> tuple[Array, Any]:
+        if carry is not None:  # an epoch begins with the model's first state, which may be learned
+            fresh = recipe.model.start(params, (recipe.batch_size,))
+            carry = jax.tree.map(partial(jnp.where, begins), fresh, carry)
         ys, carry = run_model(recipe.model, params, batch, carry, {"key": key} | hyper.rates(), mesh)
         return measure((recipe.loss,), ys, batch)[0], detach(carry)
 
     def body(state: TrainState, row: Any) -> tuple[TrainState, Array]:
-        batch, carry = keep(feed.take(data, row, *size), mesh, AXIS), state.carry
-        if carry is not None:  # the first window of an epoch
-            fresh = recipe.model.start(state.params, (recipe.batch_size,))
-            carry = jax.tree.map(lambda new, old: jnp.where(row == 0, new, old), fresh, carry)
-        key = jax.random.fold_in(noise, state.step)
-        (value, carry), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, carry, key)
+        batch, key = keep(feed.take(data, row, *size), mesh, AXIS), jax.random.fold_in(noise, state.step)
+        begins = None if state.carry is None else row == 0
+        (value, carry), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, state.carry, begins, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params, opt_state = keep((optax.apply_updates(state.params, updates), opt_state), mesh)
         carry = keep(carry, mesh, AXIS)

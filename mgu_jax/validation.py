@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from mgu_jax import checks, feed
-from mgu_jax.evaluation import Asked, Members, evaluation, try_evaluation
+from mgu_jax.evaluation import Asked, Members, check_metrics, evaluation, try_evaluation
 from mgu_jax.losses import Loss, cross_entropy, squared_error
+from mgu_jax.optimizers import Hyper
 from mgu_jax.train import Recipe
 
 
@@ -48,23 +49,22 @@ class Validation:
         checks.check_size("every", self.every)
         if self.patience is not None:
             checks.check_size("patience", self.patience)
-        if not isinstance(self.metrics, tuple) or not self.metrics or not all(map(callable, self.metrics)):
-            raise TypeError(f"metrics must be a tuple of functions, at least one; got {self.metrics!r}.")
+        check_metrics(self.metrics)
         if self.higher_is_better and self.metrics[0] in (cross_entropy, squared_error):
             name = self.metrics[0].__name__
             raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
 
 
-def _asked(recipe: Recipe, validation: Validation, members: Members | None) -> Asked:
+def _asked(recipe: Recipe, validation: Validation, hyper: Hyper, members: Members | None) -> Asked:
     size = validation.batch_size if recipe.window is None else recipe.batch_size
-    return Asked(recipe.model, validation.data, validation.metrics, size, recipe.window, members)
+    return Asked(recipe.model, validation.data, validation.metrics, size, recipe.window, members, hyper.rates())
 
 
 def scores_of(
-    recipe: Recipe, validation: Validation, params: Any, members: Members | None = None
+    recipe: Recipe, validation: Validation, params: Any, hyper: Hyper, members: Members | None = None
 ) -> dict[str, np.ndarray]:
-    """The metrics by name: a value of each or, of params [M, ...] of members, [M]."""
-    values = evaluation(_asked(recipe, validation, members), params)
+    """The metrics by name: a value of each or, of params and hyper [M, ...] of members, [M]."""
+    values = evaluation(_asked(recipe, validation, hyper, members), params)
     return dict(zip(validation.names, values, strict=True))
 
 
@@ -73,13 +73,18 @@ def shown_scores(scores: dict[str, Any]) -> str:
     return ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
 
 
-def classes_of(recipe: Recipe, params: Any) -> int | None:
-    """How many classes the targets may name, where the loss is the cross entropy."""
-    W_y = getattr(params, "W_y", None)
-    return None if W_y is None or recipe.loss is not cross_entropy else W_y.shape[-1]
+def limits_of(recipe: Recipe, params: Any) -> feed.Limits:
+    """How many tokens there are for the model, and for the cross entropy how many classes."""
+    W_y, embedding = getattr(params, "W_y", None), getattr(params, "embedding", None)
+    return feed.Limits(
+        None if embedding is None else embedding.shape[-2],
+        None if W_y is None or recipe.loss is not cross_entropy else W_y.shape[-1],
+    )
 
 
-def check_validation(recipe: Recipe, validation: Any, params: Any, members: Members | None = None) -> None:
+def check_validation(
+    recipe: Recipe, validation: Any, params: Any, hyper: Hyper, members: Members | None = None
+) -> None:
     """Its data, as those of the training are checked, and with the model of these params; before the first step."""
     if validation is None:
         return
@@ -90,11 +95,10 @@ def check_validation(recipe: Recipe, validation: Any, params: Any, members: Memb
             feed.check_data(validation.data, 1)
         else:
             feed.check_stream(validation.data, recipe.batch_size, recipe.window)
-        if (classes := classes_of(recipe, params)) is not None:
-            feed.check_labels(validation.data, classes)
+        feed.check_limits(validation.data, limits_of(recipe, params))
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation.{error}") from None
     try:
-        try_evaluation(_asked(recipe, validation, members), params)
+        try_evaluation(_asked(recipe, validation, hyper, members), params)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation must fit the model: {error}") from None

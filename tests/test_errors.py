@@ -317,6 +317,8 @@ MODEL = [
         "'notebook', 'notebook_normal'; got 'he'.",
     ),
     ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'."),
+    ({"residual": "none"}, "residual must be one of False, True; got 'none'."),
+    ({"learned_h0": "zeros"}, "learned_h0 must be one of False, True; got 'zeros'."),
     ({"save": "some"}, "save must be one of 'gates', 'states', 'chunks'; got 'some'."),
 ]
 
@@ -342,6 +344,9 @@ def test_model_apply(params):
 
 APPLY = [
     (ValueError, {"training": True}, "key must be given to train with dropout and zoneout; got None."),
+    (ValueError, {"training": "no", "key": KEY}, "training must be one of None, False, True; got 'no'."),
+    (ValueError, {"zoneout": jnp.float32(1.5)}, "zoneout must be a number in [0, 1); got 1.5."),
+    (ValueError, {"zoneout": np.float32(1.5)}, "zoneout must be a number in [0, 1); got 1.5."),
     (TypeError, {"key": 0}, "key must be one PRNG key, as jax.random.key(0) makes it; got 0."),
     (TypeError, {"state": XS}, "state must be a State, as the model returns it; got float32 [100, 8, 32]."),
     (ValueError, {"dropout": 1.5}, "dropout must be a number in [0, 1); got 1.5."),
@@ -354,7 +359,7 @@ APPLY = [
     (
         ValueError,
         {"state": mgu.State((H0[:4],))},
-        "h0 must have shape [8, 64] (the batch of xs and the width of params); got [4, 64].",
+        "state.layers[0] must have shape [8, 64] (the batch of xs and the width of params); got [4, 64].",
     ),
 ]
 
@@ -378,10 +383,56 @@ def test_a_state_of_another_model(bidirectional, state, text):
     assert raised(ValueError, lambda: model.apply(model.init(KEY), XS, state=state)) == text
 
 
+OTHERS = [
+    ({}, {"bidirectional": "sum"}, "backward is None; got (4,)."),
+    ({"bidirectional": "sum"}, {}, "backward is (4,); got None."),
+    ({}, {"learned_h0": True}, "h0 is None; got ((4,),)."),
+    ({"learned_h0": True}, {}, "h0 is ((4,),); got None."),
+    ({"embedding_size": 3}, {}, "embedding is (5, 3); got None."),
+    ({"embedding_size": 3}, {"embedding_size": 3, "input_size": 2}, "embedding is (5, 3); got (2, 3)."),
+]
+
+
+@pytest.mark.parametrize(("options", "others", "text"), OTHERS, ids=[text for *_, text in OTHERS])
+def test_params_of_another_model(options, others, text):
+    """What one has and the other has not would be left out, or made up, without a word."""
+    sizes = {"input_size": 5, "hidden_sizes": (4,), "output_size": 2}
+    model, other = mgu.model(**sizes | options), mgu.model(**sizes | others)
+    xs = jnp.zeros((3, 2), int) if "embedding_size" in options else jnp.zeros((3, 2, 5))
+    said = raised(ValueError, lambda: model.apply(other.init(KEY), xs))
+    assert said == f"params must be those of this model, whose {text}"
+
+
 def test_tokens():
     model = mgu.model(10, (4,), 3, embedding_size=2)
     text = raised(TypeError, lambda: model.apply(model.init(KEY), XS))
     assert text == "xs must be tokens, whole numbers [T, ...]; got float32 [100, 8, 32]."
+    for token in (-1, 10):  # which would be taken for the last one, and for nan
+        xs = jnp.full((5, 2), 3).at[4, 1].set(token)
+        text = raised(ValueError, lambda xs=xs: model.apply(model.init(KEY), xs))
+        assert text == f"xs must lie in [0, 10), as tokens of this model; got {token}."
+        model.apply(model.init(KEY), xs, lengths=jnp.array([5, 4]))  # behind the end there may be anything
+        samples = mgu.Data(xs.T, jnp.zeros((2, 5), int))
+        recipe = mgu.Recipe(model, batch_size=2)
+        text = raised(ValueError, lambda r=recipe, d=samples: mgu.fit(r, d, steps=1, key=KEY))
+        assert text == f"data.xs must lie in [0, 10), as the model's tokens; got {token}."
+
+
+def test_what_is_stepped_is_called_x():
+    model = mgu.model(32, (64,), 3)
+    text = raised(ValueError, lambda: model.step(model.init(KEY), jnp.zeros((2, 7))))
+    assert text == "x must have shape [..., 32] (params.W_h is [32, 64]); got [2, 7]."
+
+
+def test_metrics_and_a_summary():
+    model = mgu.model(3, (4,), 2, readout="last")
+    params = model.init(KEY)
+    text = raised(TypeError, lambda: mgu.evaluate(model, params, data(), 3))
+    assert text == "metrics must be a tuple of functions, at least one; got 3."
+    text = raised(TypeError, lambda: mgu.summary(params))
+    assert text == "params must be an mgu_jax.Params, such as one of a model's layers; got a ModelParams."
+    text = raised(TypeError, lambda: model.init(KEY, initial_scale="a"))
+    assert text == "initial_scale must be a number; got 'a'."
 
 
 def test_what_cannot_be_stepped():
@@ -418,6 +469,8 @@ TRAIN = [
         {"data": lambda step: data(2, lengths=np.ones(2, int) if step else None), "steps": 2},
         "data must give batches of one shape; data.lengths is None for step 0 and int64 [2] for step 1.",
     ),
+    (ValueError, {"hyper": mgu.Hyper(clip_norm=0.0)}, "hyper.clip_norm must be above 0 (inf does not clip); got 0.0."),
+    (ValueError, {"hyper": mgu.Hyper(forget_bias=np.nan)}, "hyper.forget_bias must be a number; got nan."),
     (TypeError, {"hyper": mgu.Hyper(None)}, "hyper.learning_rate must be a number or an array of them; got None."),
     (
         ValueError,

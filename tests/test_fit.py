@@ -51,7 +51,7 @@ RIGHT = {
 def test_an_optimiser_of_a_name_is_optax_own(name):
     hyper = mgu.Hyper(0.05, weight_decay=0.1, clip_norm=0.5, momentum=0.8)
     mine, right = (
-        mgu.Recipe(LAST, optimizer=name).build(hyper),
+        mgu.Recipe(LAST, optimizer=name).build(hyper, LAST.init(KEY)),
         optax.chain(optax.clip_by_global_norm(0.5), RIGHT[name]()),
     )
     params = LAST.init(KEY)
@@ -150,6 +150,38 @@ def test_a_stream_is_read_in_windows_with_the_state_carried():
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
+def test_a_first_state_that_is_learned_learns_from_streams_too():
+    """By the gradient of each epoch's first window: of one window an epoch, by that of the rows as samples."""
+    model = mgu.model(7, (6,), 7, embedding_size=4, learned_h0=True)
+    stream, hyper = mgu.Stream(tokens()[:200], tokens()[1:201]), mgu.Hyper(0.1)
+    rows = mgu.Data(*(a.reshape(4, 50) for a in stream))
+    as_stream, as_rows = (
+        mgu.fit(mgu.Recipe(model, optimizer="sgd", batch_size=4, window=window), data, steps=3, key=KEY, hyper=hyper)[0]
+        for window, data in ((50, stream), (None, rows))
+    )
+    assert np.abs(as_stream.params.h0.layers[0]).max() > 1e-4
+    for got, wanted in zip(*map(jax.tree.leaves, (as_stream.params, as_rows.params)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+    # Of the windows that follow it gets none.
+    state = train.start(recipe := mgu.Recipe(model, optimizer="sgd", batch_size=4, window=10), KEY, hyper)
+    first, _ = train.chunk(state, hyper, stream, recipe=recipe, steps=1)
+    second, _ = train.chunk(first, hyper, stream, recipe=recipe, steps=4)
+    assert np.abs(first.params.h0.layers[0]).max() > 1e-4
+    np.testing.assert_array_equal(second.params.h0.layers[0], first.params.h0.layers[0])
+
+
+def test_a_model_that_reads_to_the_end_first_has_no_windows():
+    model = mgu.model(7, (6,), 7, embedding_size=4, bidirectional="sum")
+    stream, recipe = mgu.Stream(tokens()[:-1], tokens()[1:]), mgu.Recipe(model, batch_size=4, window=5)
+    text = "a bidirectional model cannot read a stream in windows: its reverse layers begin at the end."
+    for of_it in (
+        lambda: mgu.fit(recipe, stream, steps=2, key=KEY),
+        lambda: mgu.evaluate(model, model.init(KEY), stream, (losses.accuracy,), batch_size=4, window=5),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            of_it()
+
+
 def test_a_stream_is_evaluated_from_its_beginning_with_the_state_carried():
     stream, params = mgu.Stream(tokens()[:-1], tokens()[1:]), WORDS.init(KEY)
     (score,) = mgu.evaluate(WORDS, params, stream, (losses.cross_entropy,), batch_size=1, window=25)
@@ -211,6 +243,35 @@ def test_the_best_parameters_are_kept_and_patience_ends_the_run():
     further, values = mgu.fit(recipe, data, steps=200, key=KEY, chunk_steps=2, state=state, validation=validation)
     assert int(further.step) == int(state.step)
     assert len(values) == 0
+
+
+def test_the_zoneout_of_a_run_is_validated_as_that_of_a_model():
+    """Its expectation is another function than none at all, by whichever way the rate came."""
+    data, scores = samples(), []
+    validation = mgu.Validation(data, (losses.cross_entropy,), higher_is_better=False)
+    for model, hyper in ((mgu.model(3, (5,), 2, readout="last", zoneout=0.6), {}), (LAST, {"zoneout": 0.6})):
+        recipe = mgu.Recipe(model, batch_size=8)
+        state, _ = mgu.fit(recipe, data, steps=4, key=KEY, hyper=mgu.Hyper(**hyper), validation=validation)
+        (alone,) = mgu.evaluate(model, state.params, data, (losses.cross_entropy,), **hyper)
+        np.testing.assert_allclose(state.best.score, alone, rtol=1e-6)
+        scores.append(alone)
+    np.testing.assert_allclose(*scores, rtol=1e-6)
+    (without,) = mgu.evaluate(LAST, state.params, data, (losses.cross_entropy,))
+    assert abs(without - alone) > 1e-4
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_numbers_that_are_arrays_do_not_widen_half_precision(name):
+    """Also in steps that are swept, whose numbers all are."""
+    model = mgu.model(3, (5,), 2, readout="last", dtype=jnp.bfloat16)
+    data = samples()._replace(xs=jnp.asarray(samples().xs, jnp.bfloat16))
+    recipe = mgu.Recipe(model, optimizer=name, batch_size=8, schedule="cosine", total_steps=4)
+    hyper = mgu.Hyper(learning_rate=jnp.float32(0.01), clip_norm=jnp.float32(1.0), weight_decay=jnp.float32(0.01))
+    state, values = mgu.fit(recipe, data, steps=4, key=KEY, hyper=hyper)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    swept, together = mgu.sweep(recipe, data, hyper=hyper, keys=KEY[None], steps=4)
+    assert {leaf.dtype for leaf in jax.tree.leaves(swept.members.params)} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(together[0], values, rtol=0.02)
 
 
 def test_validation_now_and_then():
@@ -335,6 +396,18 @@ def test_a_chunk_that_is_done_is_reported_before_the_next_ones_data_fail():
     assert seen == [2, 4]
 
 
+def test_data_that_fail_where_patience_ends_the_run_do_not_matter():
+    def source(step):
+        if step >= 4:
+            raise RuntimeError("no more data")
+        return jax.tree.map(lambda a: a[:8], samples())
+
+    validation = mgu.Validation(samples(), (losses.cross_entropy,), higher_is_better=False, patience=1)
+    options = {"steps": 9, "key": KEY, "hyper": mgu.Hyper(50.0), "chunk_steps": 2, "validation": validation}
+    state, values = mgu.fit(mgu.Recipe(LAST, optimizer="sgd", batch_size=8), source, **options)
+    assert int(state.step) == len(values) == 4
+
+
 def test_metrics_of_one_name_are_told_apart():
     metrics = (losses.accuracy, lambda ys, targets: ys.sum(), losses.accuracy)
     assert mgu.Validation(samples(), metrics).names == ["accuracy", "metric 1", "metric 2"]
@@ -343,7 +416,7 @@ def test_metrics_of_one_name_are_told_apart():
 def test_numbers_out_of_their_bounds_are_one_sentence():
     for changes, text in (
         ({"learning_rate": -1.0}, "hyper.learning_rate must be at least 0; got -1.0."),
-        ({"clip_norm": np.nan}, "hyper.clip_norm must be at least 0; got nan."),
+        ({"clip_norm": np.nan}, "hyper.clip_norm must be above 0 (inf does not clip); got nan."),
         ({"momentum": 1}, "hyper.momentum must lie in [0, 1); got 1."),
         ({"dropout": 1.5}, "hyper.dropout must lie in [0, 1); got 1.5."),
     ):

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 
 import mgu_jax as mgu
 from tests import laws
+from tests.conftest import double_precision
 
 
 def pairs_of(*names):
@@ -31,7 +32,7 @@ both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "r
 
 
 @named_pairs
-@pytest.mark.parametrize(("T", "reverse"), [(0, False), (1, False), (2, True), (2, False), (37, True), (37, False)])
+@pytest.mark.parametrize(("T", "reverse"), [(0, False), (1, False), (2, True), (37, True), (37, False)])
 def test_equals_oracle(x64, implementation, name, reverse, T):
     cell = laws.CELLS[name]
     laws.equals_oracle(laws.case(cell, T), "float64", cell, implementation, reverse=reverse)
@@ -166,7 +167,7 @@ def test_one_cotangent_alone(x64, implementation, name, output):
     laws.equals_oracle(case, "float64", cell, implementation)
 
 
-@named_pairs
+@few_pairs
 def test_finite_differences_first_and_second_order(x64, implementation, name):
     cell, chosen = laws.CELLS[name], options(("reverse", "resets", "zoneout expected"))
     if cell.activation == "relu":
@@ -316,7 +317,7 @@ def test_any_shape_lengths_and_resets(reverse, pair, shape, data):
         "resets": None if resets is None else np.array(resets, bool).reshape(T, B),
         "reverse": reverse,
     }
-    with jax.enable_x64(True):
+    with double_precision():
         cell = laws.CELLS[name]
         # The derivative of a layer normalised over one or two features nearly vanishes, by cancellation.
         tolerance = 1e-7 if cell.layer_norm else 1e-12

@@ -71,6 +71,18 @@ def test_implementations_agree_and_dtype_travels(dtype, name):
         assert laws.relative_error(a, b) <= laws.TOLERANCE[dtype]
 
 
+def test_the_scale_of_a_diagonal_recurrence_is_set_too():
+    one, two = (mgu.model(3, (4,), 2, mgu.DIAGONAL_MGU).init(KEY, initial_scale=scale) for scale in (1.0, 2.0))
+    np.testing.assert_array_equal(two.layers[0].U_h, 2 * one.layers[0].U_h)
+
+
+def test_sizes_of_numpy_are_plain_ones():
+    model = mgu.model(np.int64(3), (np.int32(4),), np.int64(2), embedding_size=np.int64(5), chunk=np.int64(2))
+    stack = model.init.__self__
+    sizes = (stack.input_size, *stack.hidden_sizes, stack.output_size, stack.embedding_size, stack.chunk)
+    assert all(type(size) is int for size in sizes)
+
+
 def test_init_under_vmap_makes_a_population():
     model = mgu.model(4, (5,), 2)
     population = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3))
@@ -221,6 +233,19 @@ def test_rates_may_be_swept(name):
     together = jax.vmap(lambda rate: model.apply(params, XS, key=KEY, **{name: rate}))(rates)
     close(together[0], model.apply(params, XS))
     close(together[1], model.apply(params, XS, key=KEY, **{name: 0.3}))
+
+
+@pytest.mark.parametrize("implementation", ["manual", "autodiff"])
+@pytest.mark.parametrize(("name", "key"), [*((name, KEY) for name in NOISE), ("zoneout", None)])
+def test_rates_get_no_gradient(name, key, implementation):
+    """None of the implementations would follow it through what is drawn, so that it would be a part of one."""
+    model, params = made(4, (5, 5), 2, implementation=implementation)
+
+    def loss(rate):
+        return jnp.sum(model.apply(params, XS, key=key, **{name: rate}) ** 2)
+
+    assert jax.grad(loss)(0.3) == 0
+    assert jax.jvp(loss, (0.3,), (1.0,))[1] == 0
 
 
 @pytest.mark.parametrize("name", NOISE)

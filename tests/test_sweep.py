@@ -1,6 +1,7 @@
 """A sweep is the run of ``fit``, many times over, in one program."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ VALIDATION = mgu.Validation(samples(), (losses.cross_entropy,), higher_is_better
 
 
 def run(**options):
-    return mgu.sweep(RECIPE, samples(), **({"hyper": GRID, "keys": KEYS, "steps": 12, "chunk_steps": 5} | options))
+    return mgu.sweep(RECIPE, samples(), **({"hyper": GRID, "keys": KEYS, "steps": 10, "chunk_steps": 5} | options))
 
 
 def same(a, b):
@@ -62,13 +63,13 @@ def test_settings_on_a_grid_and_at_random():
 def test_every_member_is_the_run_alone():
     """Order of samples, initial values, validation and all; float32 sums may be taken in another order under vmap."""
     state, values = run(validation=VALIDATION)
-    assert values.shape == (8, 12)
+    assert values.shape == (8, 10)
     each = settings(GRID)[0]
     for i in range(8):
         n, s = divmod(i, 2)
         hyper = jax.tree.map(lambda a, n=n: a[n], each)
         alone, alone_values = mgu.fit(
-            RECIPE, samples(), steps=12, key=KEYS[s], hyper=hyper, chunk_steps=5, validation=VALIDATION
+            RECIPE, samples(), steps=10, key=KEYS[s], hyper=hyper, chunk_steps=5, validation=VALIDATION
         )
         np.testing.assert_allclose(values[i], alone_values, rtol=2e-5)
         mine = jax.tree.map(lambda a, i=i: a[i], state.members)
@@ -120,7 +121,7 @@ def test_at_once_bounds_the_memory():
             state.members, state.stopped, each, data, recipe=RECIPE, steps=2, at_once=at_once
         )
         metrics, how = (losses.cross_entropy,), Members(at_once)
-        validating = evaluation._of_a_part.lower(state.members.params, data, None, MODEL, metrics, how)
+        validating = evaluation._of_a_part.lower(state.members.params, data, None, {}, MODEL, metrics, how)
         return [program.compile().memory_analysis().temp_size_in_bytes for program in (training, validating)]
 
     (less, few), (more, many) = needs(1), needs(None)
@@ -236,6 +237,14 @@ WRONG = [
 ]  # fmt: skip
 
 
+def test_zoneout_is_validated_with_each_members_own():
+    state, _ = run(hyper=mgu.Hyper(zoneout=jnp.array([0.0, 0.6])), validation=VALIDATION, steps=3)
+    for i, rate in enumerate((0.0, 0.0, 0.6, 0.6)):
+        params = jax.tree.map(lambda a, i=i: a[i], state.members.best.params)
+        (score,) = mgu.evaluate(MODEL, params, samples(), VALIDATION.metrics, zoneout=rate)
+        np.testing.assert_allclose(state.members.best.score[i], score, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "options", "text"), WRONG, ids=[text[:50] for *_, text in WRONG])
 def test_what_cannot_be_is_one_sentence(kind, options, text):
     with pytest.raises(kind) as caught:
@@ -251,15 +260,20 @@ def test_axes_that_cannot_be():
         (lambda: mgu.grid(rate=(1,)),
          f"an axis of the sweep must be one of {', '.join(map(repr, mgu.Hyper._fields))}; got 'rate'."),
         (lambda: mgu.uniform(1, 0), "low must be below high; got 1 and 0."),
-        (lambda: mgu.best_member(run(steps=1, validation=VALIDATION)[0], mgu.Hyper(jnp.ones(3)), VALIDATION),
+        (lambda: mgu.best_member(begin(RECIPE, GRID, KEYS, VALIDATION), mgu.Hyper(jnp.ones(3)), VALIDATION),
          "hyper must hold the settings of the sweep, whose 8 members they divide; got 3."),
         (lambda: mgu.log_uniform(0, 1), "low and high must be numbers with 0 < low < high; got 0 and 1."),
-        (lambda: mgu.best_member(run(steps=1)[0], GRID, VALIDATION),
+        (lambda: mgu.best_member(begin(RECIPE, GRID, KEYS), GRID, VALIDATION),
          "state must be that of a sweep with a validation, which gives the scores; it has none."),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
             call()
         assert str(caught.value) == text
+
+
+def test_a_sweep_is_asked_for():
+    with pytest.raises(TypeError, match=re.escape("state must be a Sweep; got None.")):
+        mgu.best_member(None, GRID, VALIDATION)
 
 
 def test_a_sampler_is_asked_for():

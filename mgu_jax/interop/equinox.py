@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mgu_jax import checks
@@ -119,7 +120,7 @@ class MGU(eqx.Module):
         if hidden is not None:
             _check_one("hidden", hidden, "[H]")
             checks.check_state("hidden", hidden, (), params, "input")
-        if isinstance(length, int):
+        if isinstance(length, int | np.integer):
             length = jnp.asarray(length)
         checks.check_lengths(length, len(input), (), "length", "input")
         checks.check_resets(resets, (len(input),), "input")
