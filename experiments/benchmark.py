@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mgu_jax as mgu
-from experiments import peers, plots, tables, timing
+from experiments import peers, speed_plots, tables, timing
 from experiments.run import BadRequest, Common, Run, use_devices
 from experiments.timing import Size
 
@@ -252,7 +252,7 @@ def main(config: Config) -> None:
             print("  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
     versions = {name: metadata.version(name) for name in packages.values() if name not in missing}
     run.finish({"rows": rows, "peers": versions})
-    plots.ratios(run.path("ratios.png"), rows)
-    plots.distance_to_the_floor(run.path("floor.png"), rows)
+    speed_plots.ratios(run.path("ratios.png"), rows)
+    speed_plots.distance_to_the_floor(run.path("floor.png"), rows)
     print(tables.times(rows), *tables.beside_the_peers(rows), *tables.figures(rows), sep="\n")
     print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, ratios.png, floor.png")

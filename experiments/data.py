@@ -166,7 +166,7 @@ def where(name: str, look: Callable[[Published, str], Found]) -> str:
     """A phrase that says where a set is. Raises BadRequest where it is not."""
     _, files, how = SETS[name]
     if not files:
-        require("sklearn.datasets", "experiments")
+        digits()
         return f"scikit-learn {metadata.version('scikit-learn')}"
     places = list(dict.fromkeys(look(file, how).where for file in files))
     return places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")

@@ -172,3 +172,5 @@ def unpacked(packed: bytes, holder: str, name: str) -> bytes:
         return {".gz": gzip.decompress, ".xz": lzma.decompress}[Path(holder).suffix](packed)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
         return b""
+    except (RuntimeError, ValueError):  # a zip that asks for a password, a later version, or a place that is none
+        return b""

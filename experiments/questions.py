@@ -70,16 +70,6 @@ def _task_of(row: dict[str, Any], way: Way) -> str:
     return task_of(row) + (asked.group() if asked else "")
 
 
-def run_of(row: dict[str, Any]) -> str:
-    """What it was, in a few words."""
-    parts = [row["cell"], f"H = {row['hidden_size']}"]
-    if "--forget-bias" in row["command"]:
-        parts.append(f"b_f: {row['settings']['forget_bias']}")
-    if "--steps" in row["command"]:
-        parts.append(f"{row['steps']:,} steps")
-    return ", ".join(parts + asked_besides(row))
-
-
 def asked_besides(row: dict[str, Any]) -> list[str]:
     """What else a run was asked for, of what no column shows."""
     flags = re.findall(r"--(learning-rate|dropout)[ =](\S+)", row["command"])

@@ -29,7 +29,7 @@ class Config:
     page: Path = HERE / "README.md"
     """Page whose tables are made anew."""
     pictures: Path = HERE / "results"
-    """Folder for the figures: learning.png (each seed, where an experiment has several runs) and bias.png."""
+    """Folder for the figures, one a question: each seed of the runs in its table."""
 
 
 def load(folder: Path) -> Results:
@@ -111,8 +111,14 @@ def tables_of(page: str) -> Iterable[str]:
     return re.findall(r"<!-- table of ([\w-]+), by", page)
 
 
+def pictured(results: Results) -> Iterable[tuple[str, Any]]:
+    """The questions that have a figure, and their runs; in that of the gradients one would see nothing."""
+    found = ((name, questions.found(name, every(results))) for name in ("size", "sign", "gates", "bias"))
+    return [(name, runs) for name, runs in found if runs]
+
+
 def main(config: Config) -> None:
-    """Write the page and the picture."""
+    """Write the page and the pictures."""
     results = load(config.results)
     if not results:
         raise BadRequest(
@@ -122,9 +128,8 @@ def main(config: Config) -> None:
     if lost := [name for name in tables_of(page) if name not in results]:
         raise BadRequest(f"--results must hold what {config.page.name} has a table of; {lost[0]} is not there.")
     config.page.write_text(written(page, results))
-    learning, bias = config.pictures / "learning.png", config.pictures / "bias.png"
-    plots.seeds_of_cells(learning, results, measure_of, questions.run_of)
-    print(f"written: {config.page}, {learning}")
-    if runs := questions.found("bias", every(results)):
-        plots.seeds_of_ways(bias, runs, questions.QUESTIONS["bias"], measure_of)
-        print(f"written: {bias}")
+    print(f"written: {config.page}")
+    for name, runs in pictured(results):
+        path = config.pictures / f"{name}.png"
+        plots.seeds_of_ways(path, runs, questions.QUESTIONS[name], measure_of)
+        print(f"written: {path}")

@@ -74,6 +74,15 @@ def test_packed_or_not_it_is_the_content_that_counts(holder, tmp_path):
         find(published(holders=tuple(HELD)), "get it", tmp_path)
 
 
+@pytest.mark.parametrize("holder", HELD)
+def test_damage_of_any_bit_is_seen_and_breaks_nothing(holder):
+    for i in range(8 * len(HELD[holder])):
+        damaged = bytearray(HELD[holder])
+        damaged[i // 8] ^= 1 << i % 8
+        content = unpacked(bytes(damaged), holder, "set.txt")
+        assert content == CONTENT or not files.is_published(content, published()), i
+
+
 def test_the_places_in_their_order(tmp_path, monkeypatch):
     named, variable, cache = tmp_path / "named", tmp_path / "variable", files.cache()
     monkeypatch.setenv("MGU_JAX_DATA", str(variable))
