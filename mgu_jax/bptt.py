@@ -27,9 +27,9 @@ x and the weights are kept for the backward pass anyway. What is kept besides is
     save="chunks"    the state that enters each chunk, from which (12) gives the rest of the chunk again
 
 With ``reverse`` the order of time is turned in both loops, and "the state before" stands at t + 1. Where a step is
-marked as a reset, h0 enters it in the place of h_{t-1}, so
+marked as a reset, a state h_r enters it in the place of h_{t-1}, so
 
-    (15)  dh_{t-1} = 0, and the dh of step t is added to the gradient of h0.
+    (15)  dh_{t-1} = 0, and the dh of step t is added to dh_r, the gradient of h_r.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Marks(NamedTuple):
     """What is special about steps and units; none of it has a gradient, and ``None`` is nothing special."""
 
     k: Any = None  # [T, B, H], or 1 for B or H: how much of the update happens (padding: 0; zoneout)
-    reset: Any = None  # bool [T, B, 1]: h0 enters this step
+    reset: Any = None  # bool [T, B, 1]: h_r enters this step
     m: Any = None  # [B, H]: mask of what the products see of the state, the same at all steps
 
 
@@ -75,9 +75,9 @@ class Saved(NamedTuple):
     gates: Any = None  # ``Gates`` of [K, B, H]
 
 
-def entering(h: Array, h0: Array, reset: Any) -> Array:
+def entering(h: Array, h_r: Any, reset: Any) -> Array:
     """The state that enters a step, or those that enter all steps."""
-    return h if reset is None else jnp.where(reset, jnp.broadcast_to(h0, h.shape), h)
+    return h if reset is None else jnp.where(reset, jnp.broadcast_to(h_r, h.shape), h)
 
 
 # jit stands inside of custom_vjp, so that calls and gradients outside of any jit compile once and not at every call.
@@ -86,18 +86,18 @@ _compiled = partial(jax.jit, static_argnums=0)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 @_compiled
-def bptt(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
-    """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H]."""
-    return _run(plan, params, xs, h0, marks, ())[:2]
+def bptt(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> tuple[Array, Array]:
+    """xs [T, B, D], h0 [B, H], h_r [B, H] (``None`` without resets) -> hs [T, B, H], h_last [B, H]."""
+    return _run(plan, params, xs, h0, h_r, marks, ())[:2]
 
 
 def _run(
-    plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks, save: tuple[str, ...]
+    plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks, save: tuple[str, ...]
 ) -> tuple[Array, Array, list[Saved]]:
     loop = arrange(params, plan.cell, marks.m)
 
     def chunk(h: Array, rows: Any) -> tuple[Array, tuple[Array, Saved]]:
-        last, hs, gates = _steps(plan, loop, h0, h, *rows)
+        last, hs, gates = _steps(plan, loop, h_r, h, *rows)
         return last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
 
     h_last, outputs = chunks.over(chunk, h0, _chunks(plan, (xs, marks.k, marks.reset), h0), plan.reverse)
@@ -111,13 +111,13 @@ def _chunks(plan: Plan, rows: Any, h0: Array) -> list[Any]:
     return chunks.cut(rows, length, plan.reverse)
 
 
-def _steps(plan: Plan, loop: Loop, h0: Array, h: Array, xs: Array, k: Any, reset: Any) -> tuple[Array, Array, Gates]:
+def _steps(plan: Plan, loop: Loop, h_r: Any, h: Array, xs: Array, k: Any, reset: Any) -> tuple[Array, Array, Gates]:
     """The steps of a chunk that h enters: the last state, hs and the gates."""
     inputs = project(loop.params, xs, plan.product)._replace(k=k)
 
     def body(h: Array, at: tuple[Inputs, Any]) -> tuple[Array, tuple[Array, Gates]]:
         a, reset = at
-        h, gates = advance(loop, entering(h, h0, reset), a, plan.cell, plan.product)  # (12)
+        h, gates = advance(loop, entering(h, h_r, reset), a, plan.cell, plan.product)  # (12)
         return h, (h, gates)
 
     last, (hs, gates) = lax.scan(body, h, (inputs, reset), reverse=plan.reverse)
@@ -125,46 +125,46 @@ def _steps(plan: Plan, loop: Loop, h0: Array, h: Array, xs: Array, k: Any, reset
 
 
 @_compiled
-def _forward(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> Any:
+def _forward(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> Any:
     save = {"gates": ("states", "gates"), "states": ("states",), "chunks": ()}[plan.save]
-    hs, h_last, saved = _run(plan, params, xs, h0, marks, save)
-    return (hs, h_last), (params, xs, h0, marks, saved)
+    hs, h_last, saved = _run(plan, params, xs, h0, h_r, marks, save)
+    return (hs, h_last), (params, xs, h0, h_r, marks, saved)
 
 
 @_compiled
-def _backward(plan: Plan, residuals: Any, dhs: Any, dh_last: Any) -> tuple[Params, Array, Array, None]:
+def _backward(plan: Plan, residuals: Any, dhs: Any, dh_last: Any) -> tuple[Params, Array, Array, Any, None]:
     """``None`` for a cotangent is zero."""
-    params, xs, h0, marks, saved = residuals
+    params, xs, h0, h_r, marks, saved = residuals
     loop = turned(arrange(params, plan.cell, marks.m))
 
     def body(carry: tuple[Array, Any], at: tuple[Any, Array, Gates, Any, Any]) -> Any:
-        dh, dh0 = carry
+        dh, dh_r = carry
         dh_t, h, gates, k, reset = at
         g = dh if dh_t is None else dh_t + dh
         dh, dz_f, dz_h = retreat(loop, h, gates, k, g, plan.cell, plan.product)  # (13)
         if reset is not None:  # (15)
-            dh0, dh = dh0 + jnp.where(reset, dh, 0), jnp.where(reset, 0, dh)
-        return (dh, dh0), (dz_f, dz_h)
+            dh_r, dh = dh_r + jnp.where(reset, dh, 0), jnp.where(reset, 0, dh)
+        return (dh, dh_r), (dz_f, dz_h)
 
     def chunk(carry: Any, rows: Any) -> tuple[Any, Array]:
-        dh, dh0, dparams = carry
+        dh, dh_r, dparams = carry
         (xs, k, reset, dhs), (start, hs, gates) = rows
         if hs is None:
-            _, hs, gates = _steps(plan, loop, h0, start, xs, k, reset)
-        before = entering(_shifted(hs, start, plan.reverse), h0, reset)
+            _, hs, gates = _steps(plan, loop, h_r, start, xs, k, reset)
+        before = entering(_shifted(hs, start, plan.reverse), h_r, reset)
         if gates is None:
             _, gates = advance(loop, before, project(params, xs, plan.product), plan.cell, plan.product)
-        (dh, dh0), (dz_f, dz_h) = lax.scan(body, (dh, dh0), (dhs, before, gates, k, reset), reverse=not plan.reverse)
+        (dh, dh_r), (dz_f, dz_h) = lax.scan(body, (dh, dh_r), (dhs, before, gates, k, reset), reverse=not plan.reverse)
         part, dxs = collect(loop, xs, before, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
-        return (dh, dh0, jax.tree.map(jnp.add, dparams, part)), dxs
+        return (dh, dh_r, jax.tree.map(jnp.add, dparams, part)), dxs
 
     zeros = jnp.zeros_like(h0)
     carry = (zeros if dh_last is None else dh_last, None if marks.reset is None else zeros)
     rows = _chunks(plan, (xs, marks.k, marks.reset, dhs), h0)
     stacks = list(zip(rows, saved, strict=True))[::-1]
     carry, dxs = chunks.over(chunk, (*carry, jax.tree.map(jnp.zeros_like, params)), stacks, not plan.reverse)
-    dh, dh0, dparams = carry
-    return dparams, chunks.join(dxs, not plan.reverse), dh if dh0 is None else dh + dh0, None
+    dh, dh_r, dparams = carry
+    return dparams, chunks.join(dxs, not plan.reverse), dh, dh_r, None
 
 
 def _shifted(hs: Array, start: Array, reverse: bool) -> Array:

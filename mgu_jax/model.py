@@ -98,9 +98,10 @@ def model(
 
         ``apply(params, xs, state=None, lengths=None, resets=None, key=None, training=None, return_state=False,
         **rates) -> ys``, or ``(ys, state)``: xs [T, ..., D] (or tokens [T, ...]), ``lengths`` and ``resets`` as in
-        ``scan``. Noise needs a key and is off without one; ``training=True`` insists on it, ``training=False`` turns it
-        off. ``dropout=``, ``recurrent_dropout=``, ``zoneout=`` and ``dropconnect=`` replace the model's own rates for
-        this call, and may be traced.
+        ``scan``, but that resets go back to the model's own first state, also where ``state`` is another. Noise needs a
+        key and is off without one; ``training=True`` insists on it, ``training=False`` turns it off. ``dropout=``,
+        ``recurrent_dropout=``, ``zoneout=`` and ``dropconnect=`` replace the model's own rates for this call, and may
+        be traced.
 
         ``step(params, x, state=None) -> (y, state)``: one input at a time, x [..., D], equal to ``apply`` on the whole.
 

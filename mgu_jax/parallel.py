@@ -10,6 +10,7 @@ More work than the loop, and worth it where a step of the loop costs more than i
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from mgu_jax.params import Params
 
 
 @partial(jax.jit, static_argnums=0)
-def parallel(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
-    """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H], for a cell that is ``linear``."""
+def parallel(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> tuple[Array, Array]:
+    """xs [T, B, D], h0 and h_r [B, H] -> hs [T, B, H], h_last [B, H], for a cell that is ``linear``."""
     T = xs.shape[0]
     if T == 0:
         return jnp.zeros((0, *h0.shape), h0.dtype), h0
@@ -30,8 +31,8 @@ def parallel(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> 
     zeros = jnp.zeros((T, *h0.shape), h0.dtype)
     B, gates = advance(arrange(params, plan.cell), zeros, inputs, plan.cell, plan.product)  # of a state of zeros, u*c
     A = 1 - share(gates.f, marks.k, plan.cell)
-    if marks.reset is not None:  # h0 enters the step, whatever came before
-        B, A = jnp.where(marks.reset, A * h0[None] + B, B), jnp.where(marks.reset, 0, A)
+    if marks.reset is not None:  # h_r enters the step, whatever came before
+        B, A = jnp.where(marks.reset, A * h_r[None] + B, B), jnp.where(marks.reset, 0, A)
 
     def after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
         (A_1, B_1), (A_2, B_2) = first, second

@@ -24,22 +24,22 @@ from mgu_jax.reverse_only import reverse_only
 
 
 @partial(jax.jit, static_argnums=0)
-def definition(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
-    """xs [T, B, D], h0 [B, H] -> hs [T, B, H], h_last [B, H]: one step after another."""
+def definition(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> tuple[Array, Array]:
+    """xs [T, B, D], h0 and h_r [B, H] -> hs [T, B, H], h_last [B, H]: one step after another."""
     loop = arrange(params, plan.cell, marks.m)
 
     def body(h: Array, at: tuple[Array, Any, Any]) -> tuple[Array, Array]:
         x, k, reset = at
         a = project(params, x, plan.product)._replace(k=k)
-        h, _ = advance(loop, entering(h, h0, reset), a, plan.cell, plan.product)
+        h, _ = advance(loop, entering(h, h_r, reset), a, plan.cell, plan.product)
         return h, h
 
     h_last, hs = lax.scan(body, h0, (xs, marks.k, marks.reset), reverse=plan.reverse)
     return hs, h_last
 
 
-def _manual(plan: Plan, params: Params, xs: Array, h0: Array, marks: Marks) -> tuple[Array, Array]:
-    return bptt(plan, *reverse_only((params, xs, h0)), marks)
+def _manual(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> tuple[Array, Array]:
+    return bptt(plan, *reverse_only((params, xs, h0, h_r)), marks)
 
 
 def _varying(tree: Any) -> Any:
@@ -93,6 +93,7 @@ def scan(
     cell: Cell = MGU,
     lengths: Array | None = None,
     resets: Array | None = None,
+    reset_to: Array | None = None,
     reverse: bool = False,
     implementation: str | None = None,
     save: str = "gates",
@@ -113,7 +114,9 @@ def scan(
         cell: the member of the family that params belongs to.
         lengths: whole numbers in [0, T], [...]: how many steps each sequence has. Past its end a sequence keeps its
             state, gives zeros, and takes no gradient; what stands there in xs changes nothing, NaN included.
-        resets: bool [T, ...]: where true, the state that enters the step is h0.
+        resets: bool [T, ...]: where true, the state that enters the step is h0, or reset_to.
+        reset_to: [..., H], the state that resets put in; h0 if ``None``. Give it where h0 is carried on from a part of
+            the sequence that came before.
         reverse: run from the last step (of each sequence's own length) to the first; hs stays in the order of time.
         implementation: "manual" (the hand-written backward of ``mgu_jax.bptt``; reverse mode only), "autodiff" (the
             definition, differentiated by JAX in any mode; slower) or "parallel" (all steps at once, for members that
@@ -158,6 +161,10 @@ def scan(
     checks.check_state("h0", h0, tuple(batch), params)
     checks.check_lengths(lengths, steps, tuple(batch))
     checks.check_resets(resets, (steps, *batch))
+    if reset_to is not None:
+        checks.check_state("reset_to", reset_to, tuple(batch), params)
+        if resets is None:
+            raise ValueError(f"reset_to must be left out where resets is; got {checks.describe(reset_to)}.")
     rates = Rates(recurrent_dropout, zoneout, dropconnect)
     for name, rate in rates._asdict().items():
         checks.check_rate(name, rate)
@@ -166,6 +173,7 @@ def scan(
 
     rows = math.prod(batch)  # one batch axis inside, whatever came
     xs, h0 = jnp.reshape(xs, (steps, rows, features)), jnp.reshape(h0, (rows, hidden_size))
+    h_r = None if resets is None else h0 if reset_to is None else jnp.reshape(reset_to, (rows, hidden_size))
     k, m = sample(key, rates, (steps, rows, hidden_size), dtype)
     params = mask_weights(key, dropconnect, params)
     reset, valid = None if resets is None else jnp.reshape(resets, (steps, rows, 1)), None
@@ -178,7 +186,7 @@ def scan(
 
     product = Products(precision, checks.dtype_name("compute_dtype", compute_dtype))
     plan = Plan(cell, reverse, product, save, chunk)
-    arguments = _varying((params, xs, h0, Marks(k, reset, m)))
+    arguments = _varying((params, xs, h0, h_r, Marks(k, reset, m)))
     hs, h_last = IMPLEMENTATIONS[implementation or "manual"](plan, *arguments)
     if valid is not None:
         hs = jnp.where(valid, hs, 0)

@@ -122,7 +122,9 @@ class Stack:
         key = None if training is False else key
         hs = self._embed(params, xs, lengths)
         batch = hs.shape[1:-1]
-        state = self._begin(params, state, batch)
+        first = self.start(params, batch)
+        state = first if state is None else self._checked(state, params, batch)
+        fresh = None if resets is None else first  # where a sequence begins anew, whatever is carried on from before
         end: Any = None
         last, last_backward = [], []
         for i, layer in enumerate(params.layers):
@@ -136,13 +138,13 @@ class Stack:
                 "precision": self.precision,
                 "compute_dtype": self.compute_dtype,
             } | {name: rate for name, rate in rates.items() if name != "dropout"}
-            new, h_last = scan(layer, hs, state.layers[i], key=_fold(key, 3 * i), **chosen)
+            reset_to = fresh and fresh.layers[i]
+            new, h_last = scan(layer, hs, state.layers[i], reset_to=reset_to, key=_fold(key, 3 * i), **chosen)
             new_end = h_last
             last.append(h_last)
             if params.backward is not None and state.backward is not None:
-                other, h_last = scan(
-                    params.backward[i], hs, state.backward[i], reverse=True, key=_fold(key, 3 * i + 1), **chosen
-                )
+                chosen |= {"reverse": True, "reset_to": fresh and fresh.backward and fresh.backward[i]}
+                other, h_last = scan(params.backward[i], hs, state.backward[i], key=_fold(key, 3 * i + 1), **chosen)
                 last_backward.append(h_last)
                 new, new_end = self._merge(new, other), self._merge(new_end, h_last)
             if self.residual and i > 0 and new.shape == hs.shape:
@@ -216,19 +218,17 @@ class Stack:
         checks.check_below("xs", xs, self.input_size, "tokens of this model", lengths)
         return jnp.take(params.embedding, xs, axis=0)
 
-    def _begin(self, params: ModelParams, state: State | None, batch: tuple[int, ...]) -> State:
-        if state is not None:
-            if not isinstance(state, State):
-                raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
-            came, layers = (len(state.layers), len(state.backward or ())), len(self.hidden_sizes)
-            wanted = (layers, layers if self.bidirectional else 0)
-            if came != wanted:
-                raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
-            for name in State._fields:
-                for i, layer in enumerate(getattr(params, name) or ()):
-                    checks.check_state(f"state.{name}[{i}]", getattr(state, name)[i], batch, layer)
-            return state
-        return self.start(params, batch)
+    def _checked(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
+        if not isinstance(state, State):
+            raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
+        came, layers = (len(state.layers), len(state.backward or ())), len(self.hidden_sizes)
+        wanted = (layers, layers if self.bidirectional else 0)
+        if came != wanted:
+            raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
+        for name in State._fields:
+            for i, layer in enumerate(getattr(params, name) or ()):
+                checks.check_state(f"state.{name}[{i}]", getattr(state, name)[i], batch, layer)
+        return state
 
     def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
         if params.h0 is None:

@@ -55,6 +55,7 @@ OPTIONS = {
     "reverse": {"reverse": True},
     "lengths": {"lengths": LENGTHS},
     "resets": {"resets": RESETS},
+    "resets elsewhere": {"resets": RESETS, "reset_to": np.random.default_rng(6).standard_normal((3, 5))},
     "recurrent_dropout": {"recurrent_dropout": 0.4, "key": KEY},
     "zoneout": {"zoneout": 0.3, "key": KEY},
     "zoneout expected": {"zoneout": 0.25},
@@ -85,23 +86,24 @@ def cast(tree, dtype):
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
-def gradients(case, dtype, cell, transform=lambda f: f, **options):
+def gradients(case, dtype, cell, transform=lambda f: f, reset_to=None, **options):
     """(outputs, gradients by name) of ``scan``; ``transform`` may be jax.jit."""
 
-    def run(params, xs, h0):
-        return mgu.scan(params, xs, h0, cell=cell, **options)
+    def run(params, xs, h0, reset_to):
+        return mgu.scan(params, xs, h0, cell=cell, reset_to=reset_to, **options)
 
-    def outputs_and_gradients(params, xs, h0, cotangents):
-        outputs, pullback = jax.vjp(run, params, xs, h0)
+    def outputs_and_gradients(cotangents, *arguments):
+        outputs, pullback = jax.vjp(run, *arguments)
         return outputs, pullback(cotangents)
 
-    arguments = cast((case.params, case.xs, case.h0, (case.dhs, case.dh_last)), dtype)
-    outputs, (dparams, dxs, dh0) = transform(outputs_and_gradients)(*arguments)
-    return dict(zip(("hs", "h_last"), outputs, strict=True)), named(dparams, dxs, dh0)
+    arguments = cast(((case.dhs, case.dh_last), case.params, case.xs, case.h0, reset_to), dtype)
+    outputs, found = transform(outputs_and_gradients)(*arguments)
+    return dict(zip(("hs", "h_last"), outputs, strict=True)), named(*found)
 
 
-def named(dparams, dxs, dh0):
-    return {k: v for k, v in dparams._asdict().items() if v is not None} | {"xs": dxs, "h0": dh0}
+def named(dparams, dxs, dh0, dreset_to=None):
+    found = dparams._asdict() | {"xs": dxs, "h0": dh0, "reset_to": dreset_to}
+    return {k: v for k, v in found.items() if v is not None}
 
 
 def expected(case, cell, *, key=None, dropconnect=0.0, save=None, chunk=None, **options):
@@ -118,6 +120,8 @@ def expected(case, cell, *, key=None, dropconnect=0.0, save=None, chunk=None, **
         weights = jax.tree.map(np.asarray, noise.mask_weights(key, dropconnect, ones))
         k, m = (None if a is None else np.asarray(a) for a in noise.sample(key, rates, (T, B, H), "float64"))
     params = jax.tree.map(np.multiply, case.params, weights)
+    if (reset_to := options.get("reset_to")) is not None:
+        options["reset_to"] = reset_to.reshape(B, H)
     k = None if k is None else np.broadcast_to(k, (T, B, H))
 
     hs, h_last, kept = oracle.forward(cell, params, xs, h0, k=k, m=m, **options)
@@ -126,7 +130,9 @@ def expected(case, cell, *, key=None, dropconnect=0.0, save=None, chunk=None, **
     for name, value in weights._asdict().items():
         if value is not None:
             grads[name] = grads[name] * value
-    grads["xs"], grads["h0"] = grads["xs"].reshape(case.xs.shape), grads["h0"].reshape(case.h0.shape)
+    grads |= {name: grads[name].reshape(a.shape) for name, a in (("xs", case.xs), ("h0", case.h0))}
+    if reset_to is not None:
+        grads["reset_to"] = grads["reset_to"].reshape(reset_to.shape)
     return {"hs": hs.reshape(T, *batch, H), "h_last": h_last.reshape(*batch, H)}, grads
 
 

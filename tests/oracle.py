@@ -123,7 +123,7 @@ def order(T, length, reverse):
     return list(reversed(steps)) if reverse else list(steps)
 
 
-def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None, k=None, m=None):
+def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None, reset_to=None, k=None, m=None):
     """xs [T, B, D], h0 [B, H], k [T, B, H], m [B, H] -> hs [T, B, H], h_last [B, H], and what ``backward`` needs."""
     (T, B, _), H = xs.shape, h0.shape[1]
     hs, h_last, kept = np.zeros((T, B, H)), np.zeros((B, H)), {}
@@ -131,25 +131,28 @@ def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None, k=None, m
         h = h0[b]
         for t in order(T, None if lengths is None else lengths[b], reverse):
             if resets is not None and resets[t, b]:
-                h = h0[b]
+                h = (h0 if reset_to is None else reset_to)[b]
             h, kept[t, b] = one_step(spec, p, h, xs[t, b], None if k is None else k[t, b], None if m is None else m[b])
             hs[t, b] = h
         h_last[b] = h
     return hs, h_last, kept
 
 
-def backward(spec, p, xs, h0, kept, dhs, dh_last, reverse=False, lengths=None, resets=None):
-    """The gradients of sum(dhs*hs) + sum(dh_last*h_last): a dict of the parameters', and of xs and h0."""
+def backward(spec, p, xs, h0, kept, dhs, dh_last, reverse=False, lengths=None, resets=None, reset_to=None):
+    """The gradients of sum(dhs*hs) + sum(dh_last*h_last): a dict of the parameters', and of xs, h0 and reset_to."""
     T, B, _ = xs.shape
     grads = {name: np.zeros_like(value) for name in NAMES if (value := getattr(p, name)) is not None}
     grads |= {"xs": np.zeros_like(xs), "h0": np.zeros_like(h0)}
+    entered = "h0" if reset_to is None else "reset_to"
+    if reset_to is not None:
+        grads["reset_to"] = np.zeros_like(reset_to)
     for b in range(B):
         dh = dh_last[b]
         for t in reversed(order(T, None if lengths is None else lengths[b], reverse)):
             dh, dx = one_step_backward(spec, p, kept[t, b], dh + dhs[t, b], grads)
             grads["xs"][t, b] += dx
             if resets is not None and resets[t, b]:
-                grads["h0"][b] += dh
+                grads[entered][b] += dh
                 dh = np.zeros_like(dh)
         grads["h0"][b] += dh
     return grads

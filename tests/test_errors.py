@@ -106,6 +106,12 @@ SCAN = [
     (ValueError, {"lengths": np.arange(8) - 3}, "lengths must lie in [0, 100] (xs has 100 steps); got -3."),
     (TypeError, {"resets": np.ones((100, 8))}, "resets must be an array of bool; got float64 [100, 8]."),
     (TypeError, {"resets": True}, "resets must be an array of bool; got True."),
+    (ValueError, {"reset_to": H0}, "reset_to must be left out where resets is; got float32 [8, 64]."),
+    (
+        ValueError,
+        {"resets": np.ones((100, 8), bool), "reset_to": H0[0]},
+        "reset_to must have shape [8, 64] (the batch of xs and the width of params); got [64].",
+    ),
     (
         ValueError,
         {"resets": np.ones(100, bool)},

@@ -78,7 +78,7 @@ def plant(monkeypatch, fault):
     @jax.custom_gradient
     def wrong(params, xs, h0):
         outputs, pullback = jax.vjp(
-            lambda *a: sequence.definition(sequence.Plan(), *a, sequence.Marks()), params, xs, h0
+            lambda *a: sequence.definition(sequence.Plan(), *a, None, sequence.Marks()), params, xs, h0
         )
         return outputs, lambda cotangents: fault(*pullback(cotangents))
 

@@ -54,7 +54,7 @@ def test_members_that_a_user_might_write(dtype, implementation, name):
 # Which options are on. Every two of them occur together, and each without the other (tested below).
 ROWS = [
     (),
-    ("reverse", "lengths", "resets", "recurrent_dropout", "zoneout", "dropconnect"),
+    ("reverse", "lengths", "resets elsewhere", "recurrent_dropout", "zoneout", "dropconnect"),
     ("reverse", "resets", "recurrent_dropout", "zoneout expected"),
     ("reverse", "lengths", "recurrent_dropout", "dropconnect"),
     ("lengths", "resets"),
@@ -68,12 +68,13 @@ def options(row):
 
 
 def test_rows_cover_all_pairs_of_options():
-    names = [name for name in laws.OPTIONS if name != "zoneout expected"]
-    on = [{n.removesuffix(" expected") for n in row} for row in ROWS]
+    names = [name for name in laws.OPTIONS if name not in ("zoneout expected", "resets elsewhere")]
+    on = [{n.removesuffix(" expected").removesuffix(" elsewhere") for n in row} for row in ROWS]
     for a, b in itertools.combinations(names, 2):
         assert {(a in row, b in row) for row in on} == set(itertools.product((False, True), repeat=2)), (a, b)
-    for kind in ("zoneout", "zoneout expected"):
-        assert all(any(kind in row and other in row for row in ROWS) for other in names if other != "zoneout")
+    for kind in ("zoneout", "zoneout expected", "resets", "resets elsewhere"):
+        others = [name for name in names if not kind.startswith(name)]
+        assert all(any(kind in row and other in plain for row, plain in zip(ROWS, on, strict=True)) for other in others)
 
 
 @named_pairs
@@ -281,6 +282,28 @@ def test_gradient_through_vmap(x64, implementation, name):
     mapped = jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, 1, 0))(p, xs, h0)))(params)
     batched = jax.grad(loss)(params, xs, h0)
     for got, wanted in zip(jax.tree.leaves(mapped), jax.tree.leaves(batched), strict=True):
+        assert laws.relative_error(got, wanted) <= 1e-12
+
+
+@few_pairs
+def test_resets_go_where_they_are_told(x64, implementation, name):
+    """Two parts with the state carried on are the whole, also where sequences begin anew in the second."""
+    cell, resets = laws.CELLS[name], np.random.default_rng(4).random((9, 3)) < 0.4
+    params, xs, h0 = laws.cast(laws.case(cell, 9)[:3], "float64")
+    chosen = {"cell": cell, "implementation": implementation}
+
+    def whole(params, xs, h0):
+        return mgu.scan(params, xs, h0, resets=resets, **chosen)[0]
+
+    def parts(params, xs, h0):
+        first, middle = mgu.scan(params, xs[:4], h0, resets=resets[:4], **chosen)
+        second, _ = mgu.scan(params, xs[4:], middle, resets=resets[4:], reset_to=h0, **chosen)
+        return jnp.concatenate([first, second])
+
+    one, other = (
+        jax.value_and_grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1, 2))(params, xs, h0) for f in (whole, parts)
+    )
+    for got, wanted in zip(jax.tree.leaves(other), jax.tree.leaves(one), strict=True):
         assert laws.relative_error(got, wanted) <= 1e-12
 
 

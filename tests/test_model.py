@@ -192,6 +192,18 @@ def test_streaming_reads_out_the_last_step_too():
     close(y, model.apply(params, XS[:2]))
 
 
+@pytest.mark.parametrize("options", [{}, {"learned_h0": True}], ids=str)
+def test_resets_go_back_to_the_models_own_first_state(options):
+    """Read whole, or in parts with the state carried on."""
+    model, params = made(4, (5, 6), 2, **options)
+    resets = jnp.zeros((7, 3), bool).at[4, 1].set(True)
+    whole = model.apply(params, XS, resets=resets)
+    first, state = model.apply(params, XS[:3], return_state=True, resets=resets[:3])
+    second = model.apply(params, XS[3:], state=state, resets=resets[3:])
+    close(jnp.concatenate([first, second]), whole)
+    assert np.abs(model.apply(params, XS)[4:, 1] - whole[4:, 1]).max() > 1e-3
+
+
 def test_truncated_bptt():
     """Values go on from chunk to chunk; gradients stop at the border."""
     model, params = made(4, (5,), 2)
