@@ -48,6 +48,8 @@ class Training(Common):
     forget_bias: float | Literal["chrono"] = -1.0
     """At the start, in the paper's sign: negative remembers; or chrono, each unit its own, for the length at hand. MGU2
     has none, and leaves it."""
+    initializer: Literal["orthogonal", "lecun", "glorot", "uniform"] | None = None
+    """Of the weights of our own cells, as mgu_jax.init knows them; orthogonal if not given. Flax's have lecun."""
     epochs: int = 1
     """Passes over the training set; --steps, if given, decides instead."""
     implementation: Literal["manual", "autodiff"] | None = None
@@ -124,10 +126,11 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
         if config.match is not None:
             wanted = cells.counts(cells.build(config.match, sizes[0], width, sizes[1], **options))["recurrent"]
             width = cells.width_of(config.cell, wanted, *sizes, **options)
-        if config.implementation is not None:
-            if config.cell not in cells.FAMILY:
-                raise BadRequest(f"--implementation is for our own cells; got --cell {config.cell}.")
-            options["implementation"] = config.implementation
+        for name in ("implementation", "initializer"):
+            if (value := getattr(config, name)) is not None:
+                if config.cell not in cells.FAMILY:
+                    raise BadRequest(f"--{name} is for our own cells; got --cell {config.cell}.")
+                options[name] = value
         return cells.build(config.cell, sizes[0], width, sizes[1], chrono, **options), width
     except ValueError as error:
         raise BadRequest(str(error)) from error

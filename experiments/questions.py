@@ -11,7 +11,7 @@ from typing import Any
 from experiments.measures import Measure
 from experiments.run import BadRequest
 
-_COMPARED = ("cell", "match", "forget_bias", "implementation", "seed", "seeds", "at_once", "devices")
+_COMPARED = ("cell", "match", "forget_bias", "implementation", "initializer", "seed", "seeds", "at_once", "devices")
 _FLAGS = re.compile(f" --({'|'.join(_COMPARED)})[ =]\\S+".replace("_", "-"))
 _BIAS = re.compile(r" --forget-bias[ =]\S+")
 
@@ -25,13 +25,14 @@ class Way:
     match: str | None = None
     forget_bias: float | str | None = None
     implementation: str | None = None
+    initializer: str | None = None
 
     def is_of(self, row: dict[str, Any]) -> bool:
         settings = row["settings"]
         if self.forget_bias not in (None, settings["forget_bias"]):
             return False
         return (row["cell"], settings["match"]) == (self.cell, self.match) and (
-            settings.get("implementation") == self.implementation
+            (settings.get("implementation"), settings.get("initializer")) == (self.implementation, self.initializer)
         )
 
 
@@ -39,6 +40,7 @@ class Way:
 QUESTIONS: dict[str, tuple[Way, ...]] = {
     "size": (
         Way("MGU"),
+        Way("MGU, W as Flax's", initializer="lecun"),
         Way("GRU, as wide", "gru"),
         Way("LSTM, as wide", "lstm"),
         Way("GRU, as many parameters", "gru", "mgu"),
@@ -72,7 +74,7 @@ def _task_of(row: dict[str, Any], way: Way) -> str:
 
 def asked_besides(row: dict[str, Any]) -> list[str]:
     """What else a run was asked for, of what no column shows."""
-    flags = re.findall(r"--(learning-rate|dropout)[ =](\S+)", row["command"])
+    flags = re.findall(r"--(learning-rate|dropout|initializer)[ =](\S+)", row["command"])
     said = [f"{flag.replace('-', ' ')} {value}" for flag, value in flags]
     return said + [kind for kind in [row["settings"].get("implementation")] if kind]
 

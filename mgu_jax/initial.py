@@ -68,6 +68,7 @@ def _schemes(hidden_size: int) -> dict[str, tuple[Initializer, Initializer]]:
     glorot = jax.nn.initializers.glorot_uniform()
     return {
         "orthogonal": (glorot, _orthogonal),
+        "lecun": (jax.nn.initializers.lecun_normal(), _orthogonal),
         "glorot": (glorot, glorot),
         "uniform": (uniform, uniform),
         "identity": (glorot, _identity),
@@ -98,7 +99,8 @@ def init(
         input_size: D, at least 1.
         hidden_size: H, at least 1.
         cell: the member of the family.
-        initializer: "orthogonal" (orthogonal U, Glorot W), "glorot" (both), "uniform" (both from
+        initializer: "orthogonal" (orthogonal U, Glorot W), "lecun" (orthogonal U, and W from a normal distribution of
+            variance 1/D, as Flax draws them: larger where D is small), "glorot" (both), "uniform" (both from
             U(-1/sqrt(H), 1/sqrt(H)), as PyTorch draws them), "identity" (U = I, Glorot W; Le, Jaitly and Hinton 2015,
             arXiv 1504.00941), "notebook" (both from U(-0.05, 0.05)) or "notebook_normal" (both from N(-0.05, 0.1^2),
             which is what the notebook's code drew). A diagonal U, [H], has no fan-in and no orthogonal form: where
@@ -132,7 +134,7 @@ def init(
     drawn = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # QR and the like know no half precision
 
     draw_W, draw_U = _schemes(hidden_size)[initializer]
-    if cell.recurrence == "diagonal" and initializer in ("orthogonal", "glorot"):
+    if cell.recurrence == "diagonal" and initializer in ("orthogonal", "lecun", "glorot"):
         draw_U = _between(hidden_size**-0.5)
     sign = 1 if cell.update == "f" else -1
 

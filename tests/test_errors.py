@@ -232,7 +232,7 @@ INIT = [
     (
         ValueError,
         {"initializer": "he"},
-        "initializer must be one of 'orthogonal', 'glorot', 'uniform', 'identity', "
+        "initializer must be one of 'orthogonal', 'lecun', 'glorot', 'uniform', 'identity', "
         "'notebook', 'notebook_normal'; got 'he'.",
     ),
     (ValueError, {"forget_bias": np.zeros(3)}, "forget_bias must be a number or [64]; got float64 [3]."),
@@ -319,7 +319,7 @@ MODEL = [
     ({"embedding_size": 0}, "embedding_size must be a whole number of at least 1; got 0."),
     (
         {"initializer": "he"},
-        "initializer must be one of 'orthogonal', 'glorot', 'uniform', 'identity', "
+        "initializer must be one of 'orthogonal', 'lecun', 'glorot', 'uniform', 'identity', "
         "'notebook', 'notebook_normal'; got 'he'.",
     ),
     ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'."),

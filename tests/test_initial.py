@@ -151,7 +151,16 @@ def test_identity_and_recurrent_scale():
     np.testing.assert_array_equal(diagonal.U_h, np.ones(4))
 
 
-@pytest.mark.parametrize("initializer", ["orthogonal", "glorot", "uniform"])
+def test_lecun_is_what_flax_draws_from():
+    """The variance of W is 1/D, whatever H; U is orthogonal."""
+    params = mgu.init(jax.random.key(1), 20, 500, initializer="lecun")
+    for W in (params.W_f, params.W_h):
+        assert abs(W.std() - 20**-0.5) < 0.02 * 20**-0.5
+        assert abs(W.mean()) < 5 * 20**-0.5 / 100
+    np.testing.assert_allclose(params.U_h @ params.U_h.T, np.eye(500), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("initializer", ["orthogonal", "lecun", "glorot", "uniform"])
 def test_a_diagonal_recurrence_is_drawn_from_a_bounded_interval(initializer):
     U = mgu.init(jax.random.key(0), 3, 400, mgu.DIAGONAL_MGU, initializer=initializer).U_f
     assert 0.9 / 20 < np.abs(U).max() <= 1 / 20
