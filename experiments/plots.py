@@ -65,7 +65,7 @@ def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measur
     _over_steps(right, watched, measure.name, _factor(measure), color=ORANGE)
     right.set(xlabel="optimiser step")
     _scale(right, measure, "y", split)
-    if watched:
+    if watched and watched[-1][measure.name] is not None:
         right.set_title(f"{measure.shown.format(watched[-1][measure.name])} at the end")
     figure.suptitle(title)
     save(figure, path)

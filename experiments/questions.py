@@ -102,8 +102,9 @@ def found(name: str, rows: list[dict[str, Any]]) -> dict[str, dict[Way, dict[str
                     raise BadRequest(f"--results must hold one run of a kind; {row['command']!r} is there twice.")
                 of_task[way] = row
                 if differ := _differ(*of_task.values()):
+                    task = _task_of(row, way)
                     raise BadRequest(
-                        f"--results must hold runs of {task_of(row)!r} with the same settings; {differ[0]} differs."
+                        f"--results must hold runs of {task!r} with the same settings; {differ[0]} differs."
                     )
     return {task: of_task for task, of_task in runs.items() if len(of_task) > 1}
 

@@ -159,6 +159,11 @@ def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
         raise BadRequest(f"{damage.what}; {other}.") from damage
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Run:
     """The folder of one run: config.json, metrics.jsonl, result.json, plots and checkpoints.
 
@@ -241,8 +246,7 @@ class Run:
     def log(self, step: int, split: str, **figures: Any) -> None:
         """Add a line to metrics.jsonl: numbers, and texts and lists that say of what."""
         kept = {k: v if isinstance(v, str | list) else float(v) for k, v in figures.items()}
-        # JSON has no number that is not finite.
-        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in kept.items()}
+        known = {k: [*map(_finite, v)] if isinstance(v, list) else _finite(v) for k, v in kept.items()}
         with self.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": int(step), "split": split} | known) + "\n")
         if self._board:

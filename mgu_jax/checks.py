@@ -1,7 +1,7 @@
 """What the public functions ask of their arguments. One sentence an error: the argument, the rule, what came.
 
-Only static shapes and dtypes are looked at, so the checks cost nothing under ``jit``. Wrong types and dtypes raise
-``TypeError``, wrong shapes and values ``ValueError``.
+Under ``jit`` only static shapes and dtypes are looked at, so the checks cost nothing there. Wrong types and dtypes
+raise ``TypeError``, wrong shapes and values ``ValueError``.
 """
 
 from typing import Any
@@ -16,11 +16,13 @@ from mgu_jax.params import Params
 
 def describe(value: Any) -> str:
     """What came, in the words of an error."""
+    if isinstance(value, str):
+        return repr(str(value))
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         if value.shape == () and is_concrete(value) and not _is_key(value):
             return str(value)  # one number is best told by itself
         return f"{jnp.dtype(value.dtype) if not _is_key(value) else value.dtype} {list(value.shape)}"
-    if isinstance(value, str | int | float | None):
+    if isinstance(value, int | float | None):
         return repr(value)
     return f"a {type(value).__name__}"
 
@@ -53,7 +55,7 @@ def check_rate(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:
     """``value`` is one of the names."""
-    if not isinstance(value, str | bool | None) or value not in choices:
+    if not isinstance(value, str | bool | np.bool_ | None) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {describe(value)}.")
 
 

@@ -15,6 +15,7 @@ from mgu_jax.devices import map_members, to_host
 from mgu_jax.feed import Data, Stream
 from mgu_jax.losses import Loss
 from mgu_jax.model import Model, check_reads_on
+from mgu_jax.noise import Rates
 from mgu_jax.train import measure, run_model
 
 
@@ -58,13 +59,21 @@ def evaluate(
         metrics: functions such as ``mgu_jax.losses.accuracy``.
         batch_size: samples at once, or the rows that a stream is cut into.
         window: steps of a stream at once; needed for one, and for nothing else.
-        rates: of noise, that the run had of its ``Hyper`` and not of the model: zoneout takes its expectation.
+        rates: of noise, that the run had of its ``Hyper`` and not of the model: zoneout takes its expectation, and the
+            others are off.
 
     Raises:
-        TypeError, ValueError: unusable data, or metrics that are not a tuple of functions.
+        TypeError, ValueError: unusable data, or tokens that the model has not; metrics that are not a tuple of
+            functions; something else than rates.
     """
     check_metrics(metrics)
+    for name, rate in rates.items():
+        checks.check_choice("a rate", name, ("dropout", *Rates._fields))
+        checks.check_rate(name, rate)
     asked = Asked(model, data, metrics, batch_size, window, rates=rates)
+    try_evaluation(asked, params)
+    if (embedding := getattr(params, "embedding", None)) is not None:
+        feed.check_limits(data, feed.Limits(len(embedding)))
     return [float(value) for value in evaluation(asked, params)]
 
 
@@ -101,7 +110,7 @@ def try_evaluation(asked: Asked, params: Any) -> None:
 
 
 def _measured(asked: Asked, params: Any, part: Data, carry: Any) -> Any:
-    return _of_a_part(params, part, carry, asked.rates, asked.model, tuple(asked.metrics), asked.members)
+    return _of_a_part(params, part, carry, asked.rates, asked.model, asked.metrics, asked.members)
 
 
 def _parts(asked: Asked, params: Any) -> tuple[Any, Iterator[Data]]:

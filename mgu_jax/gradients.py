@@ -99,7 +99,7 @@ def check_gradients(
         options: any other keyword of ``scan``, such as ``reverse``.
 
     Returns:
-        A ``GradientReport``, one ``Comparison`` for each array of params, for xs and for h0.
+        A ``GradientReport``, one ``Comparison`` for each array of params, for xs, for h0 and for reset_to.
 
     Raises:
         TypeError, ValueError: as ``scan`` does; ValueError if directions is below 1.
@@ -112,20 +112,22 @@ def check_gradients(
     implementation = "manual" if implementation is None else implementation
     # Checks everything, and gives the shapes of the outputs without running anything.
     hs, h_last = jax.eval_shape(partial(scan, cell=cell, implementation=implementation, **options), params, xs, h0)
-    definition = {name: value for name, value in options.items() if name not in ("save", "chunk")}
     if h0 is None:
         h0 = jnp.zeros(h_last.shape, h_last.dtype)
+    reset_to = options.pop("reset_to", None)
+    plain = {name: value for name, value in options.items() if name not in ("save", "chunk")}  # autodiff saves all
 
     rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 0))).ravel())
     cotangents = rng.standard_normal(hs.shape), rng.standard_normal(h_last.shape)
 
     def loss(arguments: Any, implementation: str) -> Array:
-        chosen = definition if implementation == "autodiff" else options
-        hs, h_last = scan(*arguments, cell=cell, implementation=implementation, **chosen)
+        *arguments, reset_to = arguments
+        chosen = plain if implementation == "autodiff" else options
+        hs, h_last = scan(*arguments, cell=cell, reset_to=reset_to, implementation=implementation, **chosen)
         w_hs, w_last = (jnp.asarray(w, hs.dtype) for w in cotangents)
         return jnp.sum(w_hs * hs) + jnp.sum(w_last * h_last)
 
-    arguments = (params, xs, h0)
+    arguments = (params, xs, h0, reset_to)
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     judged, autodiff = (_by_name(gradient(arguments, which)) for which in (implementation, "autodiff"))
 
@@ -151,9 +153,10 @@ def check_gradients(
     return GradientReport(implementation, str(checks.dtype_of(params.W_h)), tuple(rows))
 
 
-def _by_name(arguments: tuple[Params, Any, Any]) -> dict[str, Any]:
-    params, xs, h0 = arguments
-    return {name: a for name, a in params._asdict().items() if a is not None} | {"xs": xs, "h0": h0}
+def _by_name(arguments: tuple[Params, Any, Any, Any]) -> dict[str, Any]:
+    params, xs, h0, reset_to = arguments
+    named = params._asdict() | {"xs": xs, "h0": h0, "reset_to": reset_to}
+    return {name: a for name, a in named.items() if a is not None}
 
 
 def _slope(value: Any, arguments: Any, index: int, unit: np.ndarray) -> float:

@@ -97,11 +97,11 @@ def model(
         ``initial_scale`` multiplies every initial weight W and U, and W_y (no bias, no embedding); both may be traced.
 
         ``apply(params, xs, state=None, lengths=None, resets=None, key=None, training=None, return_state=False,
-        **rates) -> ys``, or ``(ys, state)``: xs [T, ..., D] (or tokens [T, ...]), ``lengths`` and ``resets`` as in
-        ``scan``, but that resets go back to the model's own first state, also where ``state`` is another. Noise needs a
-        key and is off without one; ``training=True`` insists on it, ``training=False`` turns it off. ``dropout=``,
-        ``recurrent_dropout=``, ``zoneout=`` and ``dropconnect=`` replace the model's own rates for this call, and may
-        be traced.
+        **rates) -> ys``, or ``(ys, state)``: xs [T, ..., D] (or tokens [T, ...]; NumPy's are looked at, JAX's are taken
+        as they are), ``lengths`` and ``resets`` as in ``scan``, but that resets go back to the model's own first state,
+        also where ``state`` is another. Noise needs a key and is off without one; ``training=True`` insists on it,
+        ``training=False`` turns it off. ``dropout=``, ``recurrent_dropout=``, ``zoneout=`` and ``dropconnect=`` replace
+        the model's own rates for this call, and may be traced.
 
         ``step(params, x, state=None) -> (y, state)``: one input at a time, x [..., D], equal to ``apply`` on the whole.
 
@@ -147,9 +147,9 @@ def model(
         cell,
         readout,
         bidirectional,
-        residual,
+        bool(residual),
         None if embedding_size is None else int(embedding_size),
-        learned_h0,
+        bool(learned_h0),
         initializer,
         implementation,
         save,

@@ -143,8 +143,8 @@ def scan(
         TypeError: an argument is no array, or not of the dtype that it has to have; at differentiation, forward mode
             through "manual".
         ValueError: shapes that do not fit each other, lengths outside of [0, T], a rate outside of [0, 1), an unknown
-            name, a chunk below 1, an implementation that cannot serve the cell, or save or chunk with one that is
-            not "manual".
+            name, a chunk below 1, reset_to without resets, an implementation that cannot serve the cell, or save or
+            chunk with one that is not "manual".
     """
     check_cell(cell)
     check_implementation(implementation, cell)

@@ -122,9 +122,9 @@ class Stack:
         key = None if training is False else key
         hs = self._embed(params, xs, lengths)
         batch = hs.shape[1:-1]
-        first = self.start(params, batch)
-        state = first if state is None else self._checked(state, params, batch)
-        fresh = None if resets is None else first  # where a sequence begins anew, whatever is carried on from before
+        # Where a sequence begins anew it does so from the first state, whatever is carried on from before.
+        fresh = None if resets is None else self.start(params, batch)
+        state = self.start(params, batch) if state is None else self._checked(state, params, batch)
         end: Any = None
         last, last_backward = [], []
         for i, layer in enumerate(params.layers):
@@ -166,7 +166,7 @@ class Stack:
             raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
         self._check_params(params)
         if self.embedding_size is None:
-            checks.check_features("x", x, "..., ", params.layers[0], "W_h")
+            checks.check_features("x", x := jnp.asarray(x), "..., ", params.layers[0], "W_h")
         ys, new_state = self.apply(params, jnp.asarray(x)[None], state=state, return_state=True)
         return (ys[0] if self.readout == "all" else ys), new_state
 
@@ -215,7 +215,9 @@ class Stack:
             return xs
         if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim < 1:
             raise TypeError(f"xs must be tokens, whole numbers [T, ...]; got {checks.describe(xs)}.")
-        checks.check_below("xs", xs, self.input_size, "tokens of this model", lengths)
+        checks.check_lengths(lengths, len(xs), xs.shape[1:])
+        if isinstance(xs, np.ndarray):  # to look at one of JAX's would wait for the device
+            checks.check_below("xs", xs, self.input_size, "tokens of this model", lengths)
         return jnp.take(params.embedding, xs, axis=0)
 
     def _checked(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax import losses
 from mgu_jax.reverse_only import SENTENCE
 
 KEY = jax.random.key(0)
@@ -413,14 +414,19 @@ def test_tokens():
     model = mgu.model(10, (4,), 3, embedding_size=2)
     text = raised(TypeError, lambda: model.apply(model.init(KEY), XS))
     assert text == "xs must be tokens, whole numbers [T, ...]; got float32 [100, 8, 32]."
+    text = raised(ValueError, lambda: model.apply(model.init(KEY), np.ones((5, 2), int), lengths=np.ones(3, int)))
+    assert text == "lengths must have shape [2] (the batch of xs); got [3]."
     for token in (-1, 10):  # which would be taken for the last one, and for nan
-        xs = jnp.full((5, 2), 3).at[4, 1].set(token)
+        xs = np.full((5, 2), 3)
+        xs[4, 1] = token
         text = raised(ValueError, lambda xs=xs: model.apply(model.init(KEY), xs))
         assert text == f"xs must lie in [0, 10), as tokens of this model; got {token}."
         model.apply(model.init(KEY), xs, lengths=jnp.array([5, 4]))  # behind the end there may be anything
         samples = mgu.Data(xs.T, jnp.zeros((2, 5), int))
         recipe = mgu.Recipe(model, batch_size=2)
         text = raised(ValueError, lambda r=recipe, d=samples: mgu.fit(r, d, steps=1, key=KEY))
+        assert text == f"data.xs must lie in [0, 10), as the model's tokens; got {token}."
+        text = raised(ValueError, lambda d=samples: mgu.evaluate(model, model.init(KEY), d, (losses.accuracy,)))
         assert text == f"data.xs must lie in [0, 10), as the model's tokens; got {token}."
 
 
@@ -435,6 +441,10 @@ def test_metrics_and_a_summary():
     params = model.init(KEY)
     text = raised(TypeError, lambda: mgu.evaluate(model, params, data(), 3))
     assert text == "metrics must be a tuple of functions, at least one; got 3."
+    text = raised(ValueError, lambda: mgu.evaluate(model, params, data(), (losses.accuracy,), zoneout=1.5))
+    assert text == "zoneout must be a number in [0, 1); got 1.5."
+    text = raised(ValueError, lambda: mgu.evaluate(model, params, data(), (losses.accuracy,), key=KEY))
+    assert text == "a rate must be one of 'dropout', 'recurrent_dropout', 'zoneout', 'dropconnect'; got 'key'."
     text = raised(TypeError, lambda: mgu.summary(params))
     assert text == "params must be an mgu_jax.Params, such as one of a model's layers; got a ModelParams."
     text = raised(TypeError, lambda: model.init(KEY, initial_scale="a"))

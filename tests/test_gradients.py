@@ -38,6 +38,7 @@ def test_report_with_every_option(name):
     options = {k: v for option in laws.OPTIONS.values() for k, v in option.items()}
     report = mgu.check_gradients(params, xs, h0, cell=cell, directions=2, **options)
     assert report.worst <= 2e-5
+    assert report.rows[-1].name == "reset_to"
     if cell.activation != "relu":  # differences may step over its kink
         assert report.worst_differences <= 5e-5
 

@@ -83,8 +83,9 @@ def test_filters_and_files(x64, tmp_path):
 def test_options_noise_resets_and_no_hidden(x64):
     params, key, resets = interop.params(), jax.random.key(3), np.arange(T) == 3
     made = MGU(MGUCell(D, H, params=params), options={"zoneout": 0.5})
-    got = made(XS[0], resets=resets, key=key)
-    wanted = mgu.scan(params, XS[0], resets=resets, zoneout=0.5, key=key)
+    h = jnp.arange(1.0, 1.0 + params.b_h.size)
+    got = made(XS[0], resets=resets, reset_to=h, key=key)
+    wanted = mgu.scan(params, XS[0], resets=resets, reset_to=h, zoneout=0.5, key=key)
     for mine, right in zip(got, wanted, strict=True):
         np.testing.assert_allclose(mine, right, atol=1e-12)
 

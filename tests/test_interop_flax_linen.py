@@ -107,8 +107,9 @@ def test_options_noise_and_resets():
     params, key, resets = interop.params(), jax.random.key(3), np.zeros((B, T), bool)
     resets[0, 3] = True
     layer = MinimalGatedRNN(cell(), options={"zoneout": 0.5, "save": "states"})
-    got = layer.apply(variables(params), XS, resets=resets, key=key)
-    wanted, _ = mgu.scan(params, XS.swapaxes(0, 1), resets=resets.T, zoneout=0.5, key=key)
+    h = jnp.broadcast_to(jnp.arange(1, 1 + params.b_h.size, dtype=params.b_h.dtype), (B, params.b_h.size))
+    got = layer.apply(variables(params), XS, resets=resets, reset_to=h, key=key)
+    wanted, _ = mgu.scan(params, XS.swapaxes(0, 1), resets=resets.T, reset_to=h, zoneout=0.5, key=key)
     np.testing.assert_allclose(got, wanted.swapaxes(0, 1), atol=1e-12)
 
 

@@ -121,8 +121,9 @@ def test_options_noise_and_resets():
     xs, key, resets = XS, jax.random.key(3), jnp.zeros((B, T), bool).at[0, 3].set(True)
     made = cell()
     noisy = MGU(made, options={"zoneout": 0.5, "save": "states"})
-    wanted, _ = mgu.scan(made.params, xs.swapaxes(0, 1), resets=resets.T, zoneout=0.5, key=key)
-    np.testing.assert_allclose(noisy(xs, resets=resets, key=key), wanted.swapaxes(0, 1), atol=1e-12)
+    h = jnp.broadcast_to(jnp.arange(1, 1 + made.params.b_h.size, dtype=xs.dtype), (B, made.params.b_h.size))
+    wanted, _ = mgu.scan(made.params, xs.swapaxes(0, 1), resets=resets.T, reset_to=h, zoneout=0.5, key=key)
+    np.testing.assert_allclose(noisy(xs, resets=resets, reset_to=h, key=key), wanted.swapaxes(0, 1), atol=1e-12)
 
 
 def test_optimizer_and_checkpoint(tmp_path):

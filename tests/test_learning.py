@@ -204,6 +204,7 @@ REFUSED = [
         ["adding", "--cell", "gru", "--implementation", "manual"],
         "--implementation is for our own cells; got --cell gru.",
     ),
+    (["adding", "--cell", "gru", "--initializer", "lecun"], "--initializer is for our own cells; got --cell gru."),
     (["adding", "--seeds", 3, "--devices", 2], "--devices must divide the 3 seeds; got 2."),
 ]
 

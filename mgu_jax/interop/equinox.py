@@ -107,12 +107,13 @@ class MGU(eqx.Module):
         *,
         length: Array | None = None,
         resets: Array | None = None,
+        reset_to: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Array, Array]:
         """input [T, D] -> hs [T, H] and the last hidden [H].
 
         ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, or []), ``resets``
-        (bool [T]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
+        (bool [T]), ``reset_to`` ([H]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
         """
         params = self.cell.params
         _check_one("input", input, "[T, D]")
@@ -132,6 +133,7 @@ class MGU(eqx.Module):
             cell=self.cell.member,
             lengths=length,
             resets=resets,
+            reset_to=reset_to,
             reverse=self.reverse,
             key=key,
             **options,

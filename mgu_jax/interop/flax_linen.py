@@ -108,12 +108,13 @@ class MinimalGatedRNN(nn.RNN):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         resets: Array | None = None,
+        reset_to: Array | None = None,
         key: Array | None = None,
     ) -> Any:
         """inputs [..., T, D] -> outputs [..., T, H], or (carry, outputs) if return_carry.
 
-        ``resets`` (bool, shaped as inputs without features) and ``key`` (for noise) are as in ``mgu_jax.scan``; the
-        other arguments as in ``nn.RNN``.
+        ``resets`` (bool, shaped as inputs without features), ``reset_to`` (a carry) and ``key`` (for noise) are as in
+        ``mgu_jax.scan``; the other arguments as in ``nn.RNN``.
         """
         check_ours(self.cell, MinimalGatedCell)
         check_options(self.options)
@@ -129,6 +130,7 @@ class MinimalGatedRNN(nn.RNN):
             self.cell.cell,
             seq_lengths=seq_lengths,
             resets=resets,
+            reset_to=reset_to,
             return_carry=return_carry,
             time_major=time_major,
             reverse=reverse,

@@ -127,12 +127,13 @@ class MGU(nnx.RNN):
         keep_order: bool | None = None,
         rngs: Any = None,
         resets: Array | None = None,
+        reset_to: Array | None = None,
         key: Array | None = None,
     ) -> Any:
         """inputs [..., T, D] -> outputs [..., T, H], or (carry, outputs) if return_carry.
 
-        ``resets`` (bool, shaped as inputs without features) and ``key`` (for noise) are as in ``mgu_jax.scan``; the
-        other arguments as in ``nnx.RNN``.
+        ``resets`` (bool, shaped as inputs without features), ``reset_to`` (a carry) and ``key`` (for noise) are as in
+        ``mgu_jax.scan``; the other arguments as in ``nnx.RNN``.
         """
         del rngs  # the carry begins at zero
         return run(
@@ -143,6 +144,7 @@ class MGU(nnx.RNN):
             self.cell.member,
             seq_lengths=seq_lengths,
             resets=resets,
+            reset_to=reset_to,
             return_carry=return_carry,
             time_major=time_major,
             reverse=reverse,
