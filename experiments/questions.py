@@ -50,6 +50,7 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
         Way("MGU: reset before, the paper's sign", "mgu"),
         Way("reset after, the paper's sign", "reset-after-mgu"),
         Way("reset after, Flax's sign", "flax-mgu"),
+        Way("the same, W as Flax's", "linen-mgu"),
         Way("no reset", "ugrnn"),
     ),
     "gates": (Way("MGU"), Way("MGU1", "mgu1"), Way("MGU2", "mgu2"), Way("MGU3", "mgu3")),
