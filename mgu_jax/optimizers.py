@@ -18,7 +18,7 @@ class Hyper(NamedTuple):
     weight_decay: Any = 0.0
     clip_norm: Any = jnp.inf  # largest global norm of a gradient
     forget_bias: Any = -1.0  # initial, in the paper's sign
-    initial_scale: Any = 1.0  # factor on all initial weights
+    initial_scale: Any = 1.0  # factor on the initial W, U and W_y
     momentum: Any = 0.9  # of the optimiser of that name
     dropout: Any = None  # this and the rest: the model's own rate where None
     recurrent_dropout: Any = None

@@ -215,7 +215,7 @@ class Stack:
             return xs
         if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim < 1:
             raise TypeError(f"xs must be tokens, whole numbers [T, ...]; got {checks.describe(xs)}.")
-        checks.check_lengths(lengths, len(xs), xs.shape[1:])
+        checks.check_lengths(lengths, xs.shape[0], xs.shape[1:])
         if isinstance(xs, np.ndarray):  # to look at one of JAX's would wait for the device
             checks.check_below("xs", xs, self.input_size, "tokens of this model", lengths)
         return jnp.take(params.embedding, xs, axis=0)
