@@ -1,4 +1,9 @@
-"""The pictures that experiments draw, with matplotlib and without a screen."""
+"""The pictures that experiments draw, with matplotlib and without a screen.
+
+One function a picture, of values alone: nothing is measured here. A new cell needs a colour and a mark in ``CELLS``;
+width and type are set once for all. ``seeds_of_ways`` writes a digest of what it shows into its file, by which a test
+tells an old picture: ``python -m experiments report`` draws it anew. The benchmark's are in speed_plots.py.
+"""
 
 import hashlib
 import json

@@ -71,8 +71,8 @@ def evaluate(
         checks.check_choice("a rate", name, ("dropout", *Rates._fields))
         checks.check_rate(name, rate)
     asked = Asked(model, data, metrics, batch_size, window, rates=rates)
-    try_evaluation(asked, params)
     if (embedding := getattr(params, "embedding", None)) is not None:
+        try_evaluation(asked, params)  # data that are none at all are said first
         feed.check_limits(data, feed.Limits(len(embedding)))
     return [float(value) for value in evaluation(asked, params)]
 
