@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["list"]
     try:
         if name in ("list", "--help", "-h"):
+            if flags:
+                raise BadRequest(f"{name} must stand alone; got {' '.join(flags)}.")
             print("python -m experiments NAME [--flags], where NAME is one of:\n")
             for known in NAMES:
                 print(f"  {known:13}{(_module(known).__doc__ or '').splitlines()[0]}")

@@ -157,6 +157,7 @@ class Config(Places):
     """Names of the sets to look for; all if not given."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.sets:
             if name not in SETS:
                 raise BadRequest(f"--sets must name some of {', '.join(SETS)}; got {name}.")

@@ -42,6 +42,10 @@ class Places:
     download: bool = False
     """Fetch a data set that is nowhere from its official address into ~/.cache/mgu_jax."""
 
+    def __post_init__(self) -> None:
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            raise BadRequest(f"--data-dir must be a folder; there is none at {self.data_dir}.")
+
 
 @dataclass(frozen=True)
 class Common(Places):
@@ -61,6 +65,7 @@ class Common(Places):
     """Write the metrics for TensorBoard too, into the folder of the run (extra tensorboard)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
             if field.name == "seed":
@@ -202,7 +207,11 @@ class Run:
         if resume:
             if not present:
                 raise BadRequest(f"--resume needs a run to go on with; there is none in {self.folder}.")
-            before = json.loads(self.path("config.json").read_text())
+            try:
+                before = json.loads(self.path("config.json").read_text())
+                before = {part: before[part] for part in ("experiment", "settings", "data")}
+            except (ValueError, KeyError, TypeError):
+                raise BadRequest(f"--resume needs the run's config.json; that in {self.folder} is damaged.") from None
             if before["experiment"] != record["experiment"]:
                 other = before["experiment"]
                 raise BadRequest(f"--resume needs a run of {record['experiment']}; {self.folder} holds one of {other}.")

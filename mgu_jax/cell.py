@@ -230,12 +230,15 @@ def step_backward(
 
     Raises:
         TypeError: residuals of another kind, or dh_next is no array of the dtype of params.
-        ValueError: dh_next has not the shape of the state.
+        ValueError: dh_next has not the shape of the state, or residuals of another cell or batch, where it shows.
     """
     if not isinstance(residuals, Residuals):
         raise TypeError(f"residuals must be a Residuals, as step_forward makes it; got {checks.describe(residuals)}.")
     x, h, gates = residuals
     check_rows(params, h, x, cell)
+    there = (cell.reset == "after", params.g_f is not None, params.g_h is not None)
+    if not isinstance(gates, Gates) or gates.c.shape != h.shape or there != tuple(a is not None for a in gates[2:]):
+        raise ValueError("residuals must be those of step_forward for this cell and this batch; they are not.")
     checks.check_features("dh_next", dh_next, "..., ", params, "b_h")
     checks.check_shape("dh_next", dh_next, h.shape, "the shape of the state")
     loop = turned(arrange(params, cell))

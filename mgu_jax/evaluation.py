@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from mgu_jax import checks, feed
 from mgu_jax.devices import map_members, to_host
 from mgu_jax.feed import Data, Stream
-from mgu_jax.losses import Loss
-from mgu_jax.model import Model, check_reads_on
+from mgu_jax.losses import Loss, accuracy, cross_entropy
+from mgu_jax.model import Model, check_model, check_reads_on
 from mgu_jax.noise import Rates
 from mgu_jax.train import measure, run_model
 
@@ -63,17 +63,17 @@ def evaluate(
             others are off.
 
     Raises:
-        TypeError, ValueError: unusable data, or tokens that the model has not; metrics that are not a tuple of
-            functions; something else than rates.
+        TypeError, ValueError: unusable data, or tokens or classes that the model has not; metrics that are not a tuple
+            of functions of which each gives a number; something else than rates.
     """
+    check_model(model)
     check_metrics(metrics)
     for name, rate in rates.items():
         checks.check_choice("a rate", name, ("dropout", *Rates._fields))
         checks.check_rate(name, rate)
     asked = Asked(model, data, metrics, batch_size, window, rates=rates)
-    if (embedding := getattr(params, "embedding", None)) is not None:
-        try_evaluation(asked, params)  # data that are none at all are said first
-        feed.check_limits(data, feed.Limits(len(embedding)))
+    try_evaluation(asked, params)  # data that are none at all are said first
+    feed.check_limits(data, limits_of(metrics, params))
     return [float(value) for value in evaluation(asked, params)]
 
 
@@ -87,6 +87,15 @@ def check_metrics(metrics: Any) -> None:
         raise TypeError(f"metrics must be a tuple of functions, at least one; got {metrics!r}.")
 
 
+def limits_of(functions: tuple[Loss, ...], params: Any) -> feed.Limits:
+    """How many tokens there are for the model, and classes for what takes labels."""
+    W_y, embedding = getattr(params, "W_y", None), getattr(params, "embedding", None)
+    labels = any(function in (accuracy, cross_entropy) for function in functions)
+    return feed.Limits(
+        None if embedding is None else embedding.shape[-2], W_y.shape[-1] if labels and W_y is not None else None
+    )
+
+
 def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
     """``evaluate``: a value for each metric or, with members, [M]."""
     carry, parts = _parts(asked, params)
@@ -96,7 +105,7 @@ def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
         *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
         totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
         weights = weights + weight
-    return [np.asarray(total / weights) for total in totals]
+    return [np.asarray(total / np.maximum(weights, 1)) for total in totals]  # zero where nothing counts
 
 
 def try_evaluation(asked: Asked, params: Any) -> None:

@@ -11,11 +11,12 @@ from jax import Array
 
 from mgu_jax import checks, feed, sidecar
 from mgu_jax.devices import AXIS, agreed, mesh_of, one_copy, put, put_parts
+from mgu_jax.evaluation import limits_of
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.optimizers import Hyper, check_hyper
 from mgu_jax.progress import Progress
 from mgu_jax.train import Best, Recipe, TrainState, chunk, start
-from mgu_jax.validation import Validation, check_validation, limits_of, scores_of, shown_scores
+from mgu_jax.validation import Validation, check_validation, scores_of, shown_scores
 
 
 class NotFinite(RuntimeError):
@@ -32,11 +33,15 @@ def all_finite(tree: Any) -> Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any) -> None:
+def check_fit(recipe: Any, data: Any, hyper: Any, steps: Any, chunk_steps: Any, validation: Any, on_chunk: Any) -> None:
     """The arguments that ``fit`` and ``sweep`` share."""
     for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
+    if validation is not None and not isinstance(validation, Validation):
+        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+    if on_chunk is not None and not callable(on_chunk):
+        raise TypeError(f"on_chunk must be a function; got {checks.describe(on_chunk)}.")
     if recipe.window is not None:
         feed.check_stream(data, recipe.batch_size, recipe.window)
     elif not callable(data):
@@ -117,7 +122,7 @@ def fit(
         TypeError, ValueError: arguments of another kind, unusable data, fewer samples than a batch, or more devices
             than there are.
     """
-    check_fit(recipe, data, hyper, steps, chunk_steps)
+    check_fit(recipe, data, hyper, steps, chunk_steps, validation, on_chunk)
     for name, value in hyper._asdict().items():
         if value is not None and not checks.is_number(value):
             raise ValueError(
@@ -131,7 +136,7 @@ def fit(
         return put(state._replace(carry=None), mesh)._replace(carry=put(state.carry, mesh, AXIS))
 
     reached: TrainState = start(recipe, key, hyper) if state is None else state
-    limits = limits_of(recipe, reached.params)
+    limits = limits_of((recipe.loss,), reached.params)
     check_validation(recipe, validation, one_copy(reached.params), hyper)
     if not callable(data):
         feed.check_limits(data, limits)

@@ -11,6 +11,7 @@ from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.family import MGU, Cell
+from mgu_jax.noise import Rates, is_off
 from mgu_jax.params import Params
 from mgu_jax.sequence import scan
 
@@ -96,7 +97,7 @@ def check_gradients(
         key: draws the cotangents and the directions; ``jax.random.key(0)`` if ``None``.
         directions: along how many random unit vectors per array the finite differences are taken (each costs four
             forward passes in float64).
-        options: any other keyword of ``scan``, such as ``reverse``.
+        options: any other keyword of ``scan``, such as ``reverse``. The noise of a rate follows from ``key`` too.
 
     Returns:
         A ``GradientReport``, one ``Comparison`` for each array of params, for xs, for h0 and for reset_to.
@@ -110,6 +111,8 @@ def check_gradients(
     key = jax.random.key(0) if key is None else key
     checks.check_key("key", key)
     implementation = "manual" if implementation is None else implementation
+    if not all(is_off(options.get(name, 0.0)) for name in Rates._fields):
+        options["key"] = jax.random.fold_in(key, 1)
     # Checks everything, and gives the shapes of the outputs without running anything.
     hs, h_last = jax.eval_shape(partial(scan, cell=cell, implementation=implementation, **options), params, xs, h0)
     if h0 is None:

@@ -95,7 +95,7 @@ def halving(
         TypeError, ValueError: as ``sweep`` does; rungs that do not rise; a state of another halving.
     """
     _check(hyper, keys, rungs, validation, keep)
-    check_fit(recipe, data, hyper, rungs[-1], options.get("chunk_steps", 100))
+    check_fit(recipe, data, hyper, rungs[-1], options.get("chunk_steps", 100), validation, options.get("on_chunk"))
     checks.check_size("devices", devices)
     if jax.process_count() > 1:
         raise ValueError(f"halving must run in one process; got {jax.process_count()}.")

@@ -129,8 +129,8 @@ def init(
     if isinstance(forget_bias, Chrono):
         if "b" not in cell.gate:
             raise ValueError(f"forget_bias can be chrono only for a gate with a bias; got gate={cell.gate!r}.")
-    elif not checks.is_number(forget_bias) and getattr(forget_bias, "shape", None) != (hidden_size,):
-        raise ValueError(f"forget_bias must be a number or [{hidden_size}]; got {checks.describe(forget_bias)}.")
+    else:
+        checks.check_numbers("forget_bias", forget_bias, hidden_size)
     drawn = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # QR and the like know no half precision
 
     draw_W, draw_U = _schemes(hidden_size)[initializer]

@@ -33,6 +33,12 @@ def detach(state: Any) -> Any:
     return jax.tree.map(jax.lax.stop_gradient, state)
 
 
+def check_model(model: Any) -> None:
+    """``model`` has what training and evaluation need of one."""
+    if not callable(getattr(model, "init", None)) or not callable(getattr(model, "apply", None)):
+        raise TypeError(f"model must be a Model, as mgu_jax.model makes it; got {checks.describe(model)}.")
+
+
 def check_reads_on(state: Any) -> None:
     """A state that is carried from window to window is one of layers that all run forward.
 
@@ -139,6 +145,8 @@ def model(
     }
     for name, rate in rates.items():
         checks.check_rate(name, rate)
+        if not checks.is_concrete(rate):
+            raise TypeError(f"{name} must be known where the model is made (apply takes a traced one); got {rate}.")
     # A size of NumPy's is no JSON, and equals the plain one that the cache may have to find.
     stack = Stack(
         int(input_size),

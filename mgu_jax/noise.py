@@ -34,7 +34,9 @@ def share_kept(rate: Any, dtype: Any) -> Array:
 
 def drop(key: Array, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Zero with probability ``rate``, else 1/(1 - rate), so that the mean is one."""
-    return keep(key, rate, shape).astype(dtype) / share_kept(rate, dtype)
+    # Of a rate next to 1 the share is zero in half precision, and in float32 nothing may be kept at all.
+    kept = 1 / share_kept(rate, dtype if jnp.finfo(dtype).bits > 16 else jnp.float32)
+    return jnp.where(keep(key, rate, shape), kept, 0).astype(dtype)
 
 
 def sample(key: Array | None, rates: Rates, shape: tuple[int, int, int], dtype: Any) -> tuple[Any, Any]:

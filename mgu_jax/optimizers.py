@@ -136,6 +136,19 @@ def check_hyper(hyper: Hyper) -> None:
             raise ValueError(f"hyper.{name} must {rule}; got {numbers[~good].flat[0]}.")
 
 
+def check_precision(name: str, params: Any) -> None:
+    """What the optimiser of this name adds to the square root of the second moment is above zero for these params.
+
+    Raises:
+        TypeError: it is not, and an update would be 0/0.
+    """
+    if name in ("adam", "adamw", "rmsprop") and any(a.dtype == jnp.float16 for a in jax.tree.leaves(params)):
+        raise TypeError(
+            f"optimizer {name!r} needs params of float32, float64 or bfloat16, since its epsilon of 1e-8 is zero in "
+            "float16; got float16."
+        )
+
+
 def check_optimizer(optimizer: Any, schedule_name: Any, total_steps: Any, warmup_steps: Any) -> None:
     """Names that are known, and numbers of steps that belong together.
 

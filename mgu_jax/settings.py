@@ -16,14 +16,21 @@ from mgu_jax.optimizers import Hyper
 Sampler = Callable[[Array, int], Array]  # (key, count) -> [count]
 
 
+def _check_ends(low: Any, high: Any) -> None:
+    checks.check_number("low", low)
+    checks.check_number("high", high)
+
+
 def uniform(low: float, high: float) -> Sampler:
     """Numbers between low and high.
 
     Raises:
-        ValueError: low is not below high.
+        TypeError: one of them is no number.
+        ValueError: low is not below high, or one of them is infinite.
     """
-    if not low < high:
-        raise ValueError(f"low must be below high; got {low} and {high}.")
+    _check_ends(low, high)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low must be below high, and both finite; got {low} and {high}.")
     return lambda key, count: jax.random.uniform(key, (count,), minval=low, maxval=high)
 
 
@@ -31,10 +38,12 @@ def log_uniform(low: float, high: float) -> Sampler:
     """Numbers between low and high, both above 0, as likely in every decade.
 
     Raises:
-        ValueError: low is not above 0 or not below high.
+        TypeError: one of them is no number.
+        ValueError: low is not above 0 or not below high, or high is infinite.
     """
-    if not 0 < low < high:
-        raise ValueError(f"low and high must be numbers with 0 < low < high; got {low} and {high}.")
+    _check_ends(low, high)
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"low and high must be finite numbers with 0 < low < high; got {low} and {high}.")
     return lambda key, count: jnp.exp(uniform(math.log(low), math.log(high))(key, count))
 
 
@@ -45,6 +54,12 @@ def _check_axes(axes: dict[str, Any]) -> None:
         raise ValueError("axes must be named, such as learning_rate=(1e-3, 1e-2); got none.")
 
 
+def _is_row(values: Any) -> bool:
+    if isinstance(values, list | tuple):
+        return bool(values) and all(map(checks.is_number, values))
+    return np.ndim(values) == 1 and len(values) > 0 and checks.is_numeric(values)
+
+
 def grid(**axes: Any) -> Hyper:
     """Every combination of the values of the axes, the last axis fastest: entries [N] of a ``Hyper``.
 
@@ -53,7 +68,7 @@ def grid(**axes: Any) -> Hyper:
     """
     _check_axes(axes)
     for name, values in axes.items():
-        if np.ndim(values) != 1 or not len(values) or not checks.is_numeric(values):
+        if not _is_row(values):
             came = repr(values) if isinstance(values, list | tuple) else checks.describe(values)
             raise ValueError(f"{name} must be a row of numbers, at least one; got {came}.")
     columns = zip(*itertools.product(*axes.values()), strict=True)
@@ -75,7 +90,11 @@ def draw(key: Array, count: int, **axes: Sampler) -> Hyper:
                 f"{name} must be a sampler, such as mgu_jax.uniform(low, high); got {checks.describe(sampler)}."
             )
     keys = jax.random.split(key, len(axes))
-    return Hyper()._replace(**{name: axes[name](k, count) for name, k in zip(axes, keys, strict=True)})
+    drawn = {name: axes[name](k, count) for name, k in zip(axes, keys, strict=True)}
+    for name, numbers in drawn.items():
+        if np.shape(numbers) != (count,):
+            raise ValueError(f"{name} must be a sampler that gives [{count}]; it gives {list(np.shape(numbers))}.")
+    return Hyper()._replace(**drawn)
 
 
 def settings(hyper: Hyper) -> tuple[Hyper, int]:

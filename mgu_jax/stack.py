@@ -123,8 +123,8 @@ class Stack:
         hs = self._embed(params, xs, lengths)
         batch = hs.shape[1:-1]
         # Where a sequence begins anew it does so from the first state, whatever is carried on from before.
-        fresh = None if resets is None else self.start(params, batch)
-        state = self.start(params, batch) if state is None else self._checked(state, params, batch)
+        fresh = None if resets is None else self._first(params, batch)
+        state = self._first(params, batch) if state is None else self._checked(state, params, batch)
         end: Any = None
         last, last_backward = [], []
         for i, layer in enumerate(params.layers):
@@ -159,15 +159,18 @@ class Stack:
         ys = self._read_out(params, hs, end, lengths)
         return (ys, State(tuple(last), tuple(last_backward) or None)) if return_state else ys
 
-    def step(self, params: ModelParams, x: Array, state: State | None = None) -> tuple[Array, State]:
+    def step(self, params: ModelParams, x: Any, state: State | None = None) -> tuple[Array, State]:
         if self.bidirectional:
             raise ValueError("a bidirectional model cannot be stepped: its reverse layers begin at the end.")
         if self.readout == "mean":
             raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
         self._check_params(params)
+        row: Any = np.asarray(x) if isinstance(x, int | np.generic) else x  # one token; NumPy's are looked at
         if self.embedding_size is None:
-            checks.check_features("x", x := jnp.asarray(x), "..., ", params.layers[0], "W_h")
-        ys, new_state = self.apply(params, jnp.asarray(x)[None], state=state, return_state=True)
+            checks.check_features("x", row, "..., ", params.layers[0], "W_h")
+        elif not isinstance(row, jax.Array | np.ndarray):
+            raise TypeError(f"x must be tokens, whole numbers [...]; got {checks.describe(x)}.")
+        ys, new_state = self.apply(params, row[None], state=state, return_state=True)  # pyright: ignore (NumPy's)
         return (ys[0] if self.readout == "all" else ys), new_state
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
@@ -186,15 +189,20 @@ class Stack:
     def _check_params(self, params: Any) -> None:
         if not isinstance(params, ModelParams):
             raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
-        widths, shape = tuple(layer.b_h.shape[-1] for layer in params.layers), jnp.shape(params.W_y)
-        if widths != self.hidden_sizes or shape != (self._width(len(widths) - 1), self.output_size):
+        widths, K = _widths(params.layers), self.output_size
+        readout = tuple(getattr(a, "shape", None) for a in (params.W_y, params.b_y))
+        if widths != self.hidden_sizes or readout != ((self._width(len(self.hidden_sizes) - 1), K), (K,)):
+            W_y, b_y = map(checks.describe, (params.W_y, params.b_y))
             raise ValueError(
-                f"params must be those of this model, hidden sizes {self.hidden_sizes} and {self.output_size} outputs; "
-                f"got {widths} and W_y {list(shape)}."
+                f"params must be those of this model, hidden sizes {self.hidden_sizes} and {K} outputs; "
+                f"got {widths}, W_y {W_y} and b_y {b_y}."
             )
+        for name in ("W_y", "b_y"):
+            dtype = checks.dtype_of(params.layers[0].b_h)
+            checks.check_array(f"params.{name}", getattr(params, name), dtype, "the dtype of params.layers")
         both = None if self.bidirectional is None else self.hidden_sizes
         came = {
-            "backward": params.backward and tuple(layer.b_h.shape[-1] for layer in params.backward),
+            "backward": params.backward and _widths(params.backward),
             "h0": params.h0 and tuple(tuple(h.shape[-1] for h in layers) for layers in params.h0 if layers),
         }
         wanted = {
@@ -223,7 +231,7 @@ class Stack:
     def _checked(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
         if not isinstance(state, State):
             raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
-        came, layers = (len(state.layers), len(state.backward or ())), len(self.hidden_sizes)
+        came, layers = (len(state.layers or ()), len(state.backward or ())), len(self.hidden_sizes)
         wanted = (layers, layers if self.bidirectional else 0)
         if came != wanted:
             raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
@@ -233,6 +241,14 @@ class Stack:
         return state
 
     def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
+        self._check_params(params)
+        if not isinstance(batch, tuple | list):
+            raise TypeError(f"batch must be a tuple of sizes; got {checks.describe(batch)}.")
+        for i, size in enumerate(batch):
+            checks.check_size(f"batch[{i}]", size, 0)
+        return self._first(params, batch)
+
+    def _first(self, params: ModelParams, batch: Any) -> State:
         if params.h0 is None:
             zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
             return State(zeros, zeros if self.bidirectional else None)
@@ -248,6 +264,12 @@ class Stack:
             rows = jnp.sum(hs, 0) / jnp.maximum(steps, 1).astype(hs.dtype)[..., None]
         ys = Products(self.precision, self.compute_dtype)(rows, params.W_y)
         return ys + like(params.b_y, ys)
+
+
+def _widths(layers: Any) -> tuple[Any, ...]:
+    """H of each layer; ``None`` of what is none."""
+    layers = layers if isinstance(layers, tuple | list) else (layers,)
+    return tuple(getattr(getattr(layer, "b_h", None), "shape", (None,))[-1] for layer in layers)
 
 
 def _fold(key: Array | None, number: int) -> Array | None:

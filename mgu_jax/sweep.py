@@ -21,14 +21,14 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, map_members, mesh_of, put, to_host
-from mgu_jax.evaluation import Members
+from mgu_jax.evaluation import Members, limits_of
 from mgu_jax.feed import Data, Source, Stream
 from mgu_jax.fit import all_finite, check_fit, check_state, chunk_size
 from mgu_jax.optimizers import Hyper
 from mgu_jax.progress import Progress
 from mgu_jax.settings import settings
 from mgu_jax.train import Best, Recipe, TrainState, chunk, start
-from mgu_jax.validation import Validation, check_validation, limits_of, scores_of, shown_scores
+from mgu_jax.validation import Validation, check_validation, scores_of, shown_scores
 
 
 class Sweep(NamedTuple):
@@ -157,7 +157,7 @@ def sweep(
     Raises:
         TypeError, ValueError: as ``fit`` does; entries of different lengths; more devices than there are.
     """
-    check_fit(recipe, data, hyper, steps, chunk_steps)
+    check_fit(recipe, data, hyper, steps, chunk_steps, validation, on_chunk)
     if validation is not None and validation.patience is not None:
         raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
     checks.check_keys("keys", keys)
@@ -176,7 +176,7 @@ def sweep(
             state = state._replace(members=_unscored(state.members, validation))
     how = Members(at_once, mesh)
     check_validation(recipe, validation, state.members.params, each, how)
-    limits = limits_of(recipe, state.members.params)
+    limits = limits_of((recipe.loss,), state.members.params)
     if not callable(data):
         feed.check_limits(data, limits)
     on_device = None if callable(data) else put(data, mesh)
@@ -259,11 +259,13 @@ def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
     processes, all have to call it.
 
     Raises:
-        TypeError: state is no ``Sweep``.
+        TypeError: state is no ``Sweep``, or validation no ``Validation``.
         ValueError: the sweep was not validated, no member has a score, or settings that cannot be the sweep's.
     """
     if not isinstance(state, Sweep):
         raise TypeError(f"state must be a Sweep; got {checks.describe(state)}.")
+    if not isinstance(validation, Validation):
+        raise TypeError(f"validation must be that of the sweep; got {checks.describe(validation)}.")
     best = state.members.best
     if best is None:
         raise ValueError("state must be that of a sweep with a validation, which gives the scores; it has none.")

@@ -26,8 +26,8 @@ from mgu_jax import checks, feed
 from mgu_jax.devices import AXIS, keep
 from mgu_jax.feed import Data
 from mgu_jax.losses import Loss, cross_entropy
-from mgu_jax.model import Model, check_reads_on, detach
-from mgu_jax.optimizers import Hyper, Optimizer, check_optimizer, in_dtype_of, named
+from mgu_jax.model import Model, check_model, check_reads_on, detach
+from mgu_jax.optimizers import Hyper, Optimizer, check_optimizer, check_precision, in_dtype_of, named
 from mgu_jax.stack import ModelParams
 
 _NOISE = 2**32 - 1  # folded into the key, apart from the numbers of the epochs, which order the samples
@@ -84,8 +84,7 @@ class Recipe:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.model, "init", None)) or not callable(getattr(self.model, "apply", None)):
-            raise TypeError(f"model must be a Model, as mgu_jax.model makes it; got {checks.describe(self.model)}.")
+        check_model(self.model)
         checks.check_size("batch_size", self.batch_size)
         if self.window is not None:
             checks.check_size("window", self.window)
@@ -98,6 +97,7 @@ class Recipe:
         """The optimiser for these numbers and parameters."""
         hyper = in_dtype_of(params, hyper)
         if isinstance(self.optimizer, str):
+            check_precision(self.optimizer, params)
             return named(self.optimizer, self.schedule, self.total_steps, self.warmup_steps)(hyper)
         return self.optimizer(hyper)
 
@@ -117,7 +117,11 @@ def measure(functions: tuple[Loss, ...], ys: Array, batch: Data) -> list[Array]:
     every_step = ys.ndim == 3
     targets = batch.targets.swapaxes(0, 1) if every_step and batch.targets.ndim > 1 else batch.targets
     mask = mask_of(batch) if every_step else None
-    return [function(ys, targets) if mask is None else function(ys, targets, mask) for function in functions]
+    values = [function(ys, targets) if mask is None else function(ys, targets, mask) for function in functions]
+    for function, value in zip(functions, values, strict=True):
+        name = getattr(function, "__name__", "a loss or metric")
+        checks.check_number(f"what {name} returns", value)
+    return values
 
 
 def mask_of(batch: Data) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mgu_jax import checks, feed
-from mgu_jax.evaluation import Asked, Members, check_metrics, evaluation, try_evaluation
+from mgu_jax.evaluation import Asked, Members, check_metrics, evaluation, limits_of, try_evaluation
 from mgu_jax.losses import Loss, cross_entropy, squared_error
 from mgu_jax.optimizers import Hyper
 from mgu_jax.train import Recipe
@@ -73,29 +73,18 @@ def shown_scores(scores: dict[str, Any]) -> str:
     return ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
 
 
-def limits_of(recipe: Recipe, params: Any) -> feed.Limits:
-    """How many tokens there are for the model, and for the cross entropy how many classes."""
-    W_y, embedding = getattr(params, "W_y", None), getattr(params, "embedding", None)
-    return feed.Limits(
-        None if embedding is None else embedding.shape[-2],
-        None if W_y is None or recipe.loss is not cross_entropy else W_y.shape[-1],
-    )
-
-
 def check_validation(
     recipe: Recipe, validation: Any, params: Any, hyper: Hyper, members: Members | None = None
 ) -> None:
     """Its data, as those of the training are checked, and with the model of these params; before the first step."""
     if validation is None:
         return
-    if not isinstance(validation, Validation):
-        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
     try:
         if recipe.window is None:
             feed.check_data(validation.data, 1)
         else:
             feed.check_stream(validation.data, recipe.batch_size, recipe.window)
-        feed.check_limits(validation.data, limits_of(recipe, params))
+        feed.check_limits(validation.data, limits_of((recipe.loss, *validation.metrics), params))
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation.{error}") from None
     try:

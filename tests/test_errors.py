@@ -272,6 +272,13 @@ def test_step_backward(params):
     assert text == "dh_next must have shape [8, 64] (the shape of the state); got [4, 64]."
     text = raised(TypeError, lambda: mgu.step_backward(params, tuple(residuals), H0))
     assert text == "residuals must be a Residuals, as step_forward makes it; got a tuple."
+    after = mgu.init(KEY, 32, 64, mgu.RESET_AFTER_MGU)
+    for spoilt in (residuals._replace(gates=None), residuals._replace(x=XS[0, :4], h=H0[:4])):
+        dh = H0[: len(spoilt.h)]
+        text = raised(ValueError, lambda spoilt=spoilt, dh=dh: mgu.step_backward(params, spoilt, dh))
+        assert text == "residuals must be those of step_forward for this cell and this batch; they are not."
+    text = raised(ValueError, lambda: mgu.step_backward(after, residuals, H0, mgu.RESET_AFTER_MGU))
+    assert text == "residuals must be those of step_forward for this cell and this batch; they are not."
 
 
 CELL = [
@@ -343,7 +350,8 @@ def test_model_apply(params):
     other = mgu.model(32, (64, 32), 3)
     text = raised(ValueError, lambda: model.apply(other.init(KEY), XS))
     assert text == (
-        "params must be those of this model, hidden sizes (64,) and 3 outputs; got (64, 32) and W_y [32, 3]."
+        "params must be those of this model, hidden sizes (64,) and 3 outputs; "
+        "got (64, 32), W_y float32 [32, 3] and b_y float32 [3]."
     )
     text = raised(TypeError, lambda: model.init(0))
     assert text == "key must be one PRNG key, as jax.random.key(0) makes it; got 0."
@@ -430,8 +438,62 @@ def test_tokens():
         assert text == f"data.xs must lie in [0, 10), as the model's tokens; got {token}."
 
 
+READOUT = "params must be those of this model, hidden sizes (64,) and 3 outputs; got "
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "text"),
+    [
+        (ValueError, {"b_y": jnp.ones(1)}, READOUT + "(64,), W_y float32 [64, 3] and b_y float32 [1]."),
+        (ValueError, {"b_y": None}, READOUT + "(64,), W_y float32 [64, 3] and b_y None."),
+        (ValueError, {"W_y": [1.0]}, READOUT + "(64,), W_y a list and b_y float32 [3]."),
+        (ValueError, {"layers": None}, READOUT + "(None,), W_y float32 [64, 3] and b_y float32 [3]."),
+        (
+            TypeError,
+            {"W_y": jnp.ones((64, 3), jnp.bfloat16)},
+            "params.W_y must be float32 (the dtype of params.layers); got bfloat16 [64, 3].",
+        ),
+        (
+            TypeError,
+            {"b_y": jnp.ones(3, jnp.complex64)},
+            "params.b_y must be float32 (the dtype of params.layers); got complex64 [3].",
+        ),
+    ],
+)
+def test_a_readout_of_another_model(kind, wrong, text):
+    model = mgu.model(32, (64,), 3)
+    assert raised(kind, lambda: model.apply(model.init(KEY)._replace(**wrong), XS)) == text
+
+
+def test_the_first_state():
+    model = mgu.model(32, (64,), 3)
+    params = model.init(KEY)
+    assert raised(TypeError, lambda: model.start(None)).startswith("params must be a ModelParams")
+    assert raised(TypeError, lambda: model.start(params, 2)) == "batch must be a tuple of sizes; got 2."
+    text = raised(ValueError, lambda: model.start(params, (3, -1)))
+    assert text == "batch[1] must be a whole number of at least 0; got -1."
+    text = raised(ValueError, lambda: model.apply(params, XS, state=mgu.State(None)))
+    assert text == "state must hold (1, 0) layers, forward and in reverse; got (0, 0)."
+
+
+def test_a_token_that_is_stepped():
+    model = mgu.model(10, (4,), 3, embedding_size=2)
+    params = model.init(KEY)
+    for x in (np.array([1, 10]), np.int64(10), 10):
+        text = raised(ValueError, lambda x=x: model.step(params, x))
+        assert text == "xs must lie in [0, 10), as tokens of this model; got 10."
+    assert raised(TypeError, lambda: model.step(params, None)) == "x must be tokens, whole numbers [...]; got None."
+    np.testing.assert_array_equal(model.step(params, 3)[0], model.step(params, jnp.array(3))[0])
+
+
+def test_a_rate_that_is_not_known_yet():
+    text = raised(TypeError, lambda: jax.jit(lambda rate: mgu.model(3, (4,), 2, dropout=rate).init(KEY))(0.1))
+    assert text.startswith("dropout must be known where the model is made (apply takes a traced one); got ")
+
+
 def test_what_is_stepped_is_called_x():
     model = mgu.model(32, (64,), 3)
+    assert raised(TypeError, lambda: model.step(model.init(KEY), None)) == "x must be an array; got None."
     text = raised(ValueError, lambda: model.step(model.init(KEY), jnp.zeros((2, 7))))
     assert text == "x must have shape [..., 32] (params.W_h is [32, 64]); got [2, 7]."
 
@@ -441,12 +503,22 @@ def test_metrics_and_a_summary():
     params = model.init(KEY)
     text = raised(TypeError, lambda: mgu.evaluate(model, params, data(), 3))
     assert text == "metrics must be a tuple of functions, at least one; got 3."
+    text = raised(TypeError, lambda: mgu.evaluate(None, params, data(), (losses.accuracy,)))
+    assert text == "model must be a Model, as mgu_jax.model makes it; got None."
+    text = raised(TypeError, lambda: mgu.evaluate(model, params, data(), (lambda ys, targets: ys,)))
+    assert text == "what <lambda> returns must be a number; got float32 [4, 2]."
+    for label in (-1, 2):  # which would be taken for the last class, and for nan
+        samples = data()._replace(targets=np.full(4, label))
+        text = raised(ValueError, lambda samples=samples: mgu.evaluate(model, params, samples, (losses.accuracy,)))
+        assert text == f"data.targets must lie in [0, 2), as the model's outputs; got {label}."
     text = raised(ValueError, lambda: mgu.evaluate(model, params, data(), (losses.accuracy,), zoneout=1.5))
     assert text == "zoneout must be a number in [0, 1); got 1.5."
     text = raised(ValueError, lambda: mgu.evaluate(model, params, data(), (losses.accuracy,), key=KEY))
     assert text == "a rate must be one of 'dropout', 'recurrent_dropout', 'zoneout', 'dropconnect'; got 'key'."
     text = raised(TypeError, lambda: mgu.summary(params))
     assert text == "params must be an mgu_jax.Params, such as one of a model's layers; got a ModelParams."
+    text = raised(TypeError, lambda: mgu.summary(params.layers[0]._replace(W_h=None)))
+    assert text == "params.W_h must be an array; got a NoneType."
     text = raised(TypeError, lambda: model.init(KEY, initial_scale="a"))
     assert text == "initial_scale must be a number; got 'a'."
 
@@ -500,6 +572,8 @@ TRAIN = [
     (TypeError, {"hyper": 3e-3}, "hyper must be a Hyper; got 0.003."),
     (TypeError, {"recipe": 3}, "recipe must be a Recipe; got 3."),
     (TypeError, {"state": KEY}, "state must be a TrainState; got key<fry> []."),
+    (TypeError, {"on_chunk": 3}, "on_chunk must be a function; got 3."),
+    (TypeError, {"validation": 3}, "validation must be a Validation; got 3."),
     (ValueError, {"data": data(0)}, "data must have at least as many samples as a batch, 2; got 0."),
     (ValueError, {"data": data(1)}, "data must have at least as many samples as a batch, 2; got 1."),
     (ValueError, {"steps": 0}, "steps must be a whole number of at least 1; got 0."),
@@ -520,6 +594,22 @@ def test_settings_of_a_sweep(value, came):
     recipe, hyper = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), batch_size=2), mgu.Hyper(learning_rate=value)
     text = raised(TypeError, lambda: mgu.sweep(recipe, data(), hyper=hyper, keys=jax.random.split(KEY, 1), steps=1))
     assert text == f"hyper.learning_rate must be a number or an array of them; got {came}."
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_an_optimizer_whose_epsilon_is_zero(name):
+    model = mgu.model(3, (4,), 2, readout="last", dtype="float16")
+    recipe = mgu.Recipe(model, batch_size=2, optimizer=name)
+    assert raised(TypeError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY)) == (
+        f"optimizer {name!r} needs params of float32, float64 or bfloat16, since its epsilon of 1e-8 is zero in "
+        "float16; got float16."
+    )
+
+
+def test_a_loss_of_many_numbers():
+    recipe = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), lambda ys, targets: ys[:, 0], batch_size=2)
+    text = raised(TypeError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY))
+    assert text == "what <lambda> returns must be a number; got float32 [2]."
 
 
 def test_labels_for_a_model_that_reads_out_every_step():

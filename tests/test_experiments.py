@@ -50,6 +50,9 @@ def test_list_names_every_experiment(capsys):
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in NAMES)
     assert main([]) == 0
+    capsys.readouterr()
+    assert main(["list", "--foo"]) == 2
+    assert capsys.readouterr().err == "error: list must stand alone; got --foo.\n"
 
 
 def test_wrong_name_and_wrong_flag_end_with_2(capsys):
@@ -248,6 +251,10 @@ def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
 
     assert run("notebook", "--out", tmp_path / "run", "--resume") == 2
     assert "--resume needs a run of notebook" in capsys.readouterr().err
+    for damaged in ("{bad", "{}"):
+        (tmp_path / "run" / "config.json").write_text(damaged)
+        assert run("digits", "--quick", "--steps", 42, "--out", tmp_path / "run", "--resume") == 2
+        assert f"config.json; that in {tmp_path / 'run'} is damaged." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["notebook", pytest.param("gradients", marks=pytest.mark.slow)])
@@ -346,6 +353,11 @@ def test_gradients(tmp_path, capsys):
     assert worst["float64"] < 1e-12
     assert worst["float32"] < 2e-5
     assert "worst against autodiff" in capsys.readouterr().out
+
+
+def test_a_data_folder_that_is_not_there(tmp_path, capsys):
+    assert run("data", "--data-dir", tmp_path / "none") == 2
+    assert capsys.readouterr().err == f"error: --data-dir must be a folder; there is none at {tmp_path / 'none'}.\n"
 
 
 def test_mnist_without_the_files_is_one_sentence(tmp_path, capsys):

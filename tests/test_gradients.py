@@ -51,6 +51,15 @@ def test_ways_to_save_memory_are_judged_too(options):
     assert report.worst_differences <= 1e-5
 
 
+def test_noise_is_judged_too(x64):
+    params, xs = mgu.init(jax.random.key(0), 3, 4, dtype="float64"), jax.random.normal(jax.random.key(1), (5, 2, 3))
+    plain, noisy = (mgu.check_gradients(params, xs, recurrent_dropout=r, dropconnect=r) for r in (0.0, 0.5))
+    assert noisy.worst < 1e-12
+    assert noisy.worst_differences < 1e-7
+    norms = [{row.name: row.norm for row in report.rows} for report in (plain, noisy)]
+    assert all(norms[0][name] != norms[1][name] for name in ("U_h", "xs"))
+
+
 def test_it_leaves_the_configuration_alone():
     params = mgu.init(jax.random.key(0), 2, 3)
     mgu.check_gradients(params, jnp.ones((4, 2, 2)))

@@ -238,6 +238,10 @@ WRONG = [
     ),
     (lambda: from_torch(STATE | {"bias": np.ones(H)}), "state['bias'] must have shape [10]; got [5]."),
     (
+        lambda: from_torch(STATE | {"bias": np.ones(2 * H), "bias_hh": np.ones(2 * H)}),
+        "state must hold 'bias', or 'bias_ih' and 'bias_hh', or no bias; got 'bias' and 'bias_hh'.",
+    ),
+    (
         lambda: from_torch(STATE, mgu.MGU2),
         "cell must be one with W_f, U_f, b_f, dense U_f and U_h and no layer normalisation, which is what the stacks "
         f"hold (mgu_jax.interop.convert makes it of others); got {mgu.MGU2}.",

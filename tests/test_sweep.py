@@ -1,6 +1,7 @@
 """A sweep is the run of ``fit``, many times over, in one program."""
 
 import json
+import math
 import re
 
 import jax
@@ -259,10 +260,15 @@ def test_axes_that_cannot_be():
         (lambda: mgu.grid(learning_rate=["a"]), "learning_rate must be a row of numbers, at least one; got ['a']."),
         (lambda: mgu.grid(rate=(1,)),
          f"an axis of the sweep must be one of {', '.join(map(repr, mgu.Hyper._fields))}; got 'rate'."),
-        (lambda: mgu.uniform(1, 0), "low must be below high; got 1 and 0."),
+        (lambda: mgu.grid(learning_rate=[[1], [2, 3]]),
+         "learning_rate must be a row of numbers, at least one; got [[1], [2, 3]]."),
+        (lambda: mgu.draw(KEYS[0], 4, learning_rate=lambda key, count: jnp.ones(3)),
+         "learning_rate must be a sampler that gives [4]; it gives [3]."),
+        (lambda: mgu.uniform(1, 0), "low must be below high, and both finite; got 1 and 0."),
+        (lambda: mgu.uniform(0, math.inf), "low must be below high, and both finite; got 0 and inf."),
         (lambda: mgu.best_member(begin(RECIPE, GRID, KEYS, VALIDATION), mgu.Hyper(jnp.ones(3)), VALIDATION),
          "hyper must hold the settings of the sweep, whose 8 members they divide; got 3."),
-        (lambda: mgu.log_uniform(0, 1), "low and high must be numbers with 0 < low < high; got 0 and 1."),
+        (lambda: mgu.log_uniform(0, 1), "low and high must be finite numbers with 0 < low < high; got 0 and 1."),
         (lambda: mgu.best_member(begin(RECIPE, GRID, KEYS), GRID, VALIDATION),
          "state must be that of a sweep with a validation, which gives the scores; it has none."),
     ):  # fmt: skip
@@ -274,12 +280,17 @@ def test_axes_that_cannot_be():
 def test_a_sweep_is_asked_for():
     with pytest.raises(TypeError, match=re.escape("state must be a Sweep; got None.")):
         mgu.best_member(None, GRID, VALIDATION)
+    with pytest.raises(TypeError, match=re.escape("validation must be that of the sweep; got None.")):
+        mgu.best_member(begin(RECIPE, GRID, KEYS, VALIDATION), GRID, None)
 
 
 def test_a_sampler_is_asked_for():
     with pytest.raises(TypeError) as caught:
         mgu.draw(KEYS[0], 8, learning_rate=1e-3)
     assert str(caught.value) == "learning_rate must be a sampler, such as mgu_jax.uniform(low, high); got 0.001."
+    for sampler in (mgu.uniform, mgu.log_uniform):
+        with pytest.raises(TypeError, match=r"^high must be a number; got None\.$"):
+            sampler(1, None)
 
 
 @pytest.mark.slow

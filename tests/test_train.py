@@ -173,6 +173,9 @@ def test_evaluate_weighs_batches_by_their_samples(data, recipe):
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     guesses = recipe.model.apply(params, data.xs.swapaxes(0, 1)).argmax(-1)
     assert abs(whole[1] - np.mean(guesses == data.targets)) < 1e-6
+    every_step = mgu.model(3, (3,), 4)
+    empty = mgu.Data(data.xs, jnp.zeros(data.xs.shape[:2], int), jnp.zeros(len(data.xs), int))
+    assert mgu.evaluate(every_step, every_step.init(KEY), empty, (losses_of.cross_entropy,)) == [0]
 
 
 @pytest.mark.filterwarnings("ignore")  # an error instead of NumPy's warning would hide what is tested

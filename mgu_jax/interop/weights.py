@@ -128,6 +128,10 @@ def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", 
             rule = "[2H, H]" if array is U else f"[{2 * H}, D] ({wanted[1]} is {list(U.shape)})"
             raise ValueError(f"state[{name!r}] must have shape {rule}; got {list(array.shape)}.")
     biases = {n: found[names[n]] for n in ("bias", "bias_ih", "bias_hh") if names[n] in found}
+    if list(biases) not in ([], ["bias"], ["bias_ih", "bias_hh"]):
+        one, *two = list(names.values())[2:]
+        came = " and ".join(repr(names[name]) for name in biases)
+        raise ValueError(f"state must hold {one!r}, or {two[0]!r} and {two[1]!r}, or no bias; got {came}.")
     for name, array in biases.items():
         if array.shape != (2 * H,):
             raise ValueError(f"state[{names[name]!r}] must have shape [{2 * H}]; got {list(array.shape)}.")
