@@ -237,7 +237,8 @@ def step_backward(
     x, h, gates = residuals
     check_rows(params, h, x, cell)
     there = (cell.reset == "after", params.g_f is not None, params.g_h is not None)
-    if not isinstance(gates, Gates) or gates.c.shape != h.shape or there != tuple(a is not None for a in gates[2:]):
+    fits = isinstance(gates, Gates) and all(getattr(a, "shape", None) == h.shape for a in gates[:2])
+    if not fits or there != tuple(a is not None for a in gates[2:]):
         raise ValueError("residuals must be those of step_forward for this cell and this batch; they are not.")
     checks.check_features("dh_next", dh_next, "..., ", params, "b_h")
     checks.check_shape("dh_next", dh_next, h.shape, "the shape of the state")

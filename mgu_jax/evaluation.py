@@ -66,7 +66,7 @@ def evaluate(
         TypeError, ValueError: unusable data, or tokens or classes that the model has not; metrics that are not a tuple
             of functions of which each gives a number; something else than rates.
     """
-    check_model(model)
+    check_model(model, "apply")
     check_metrics(metrics)
     for name, rate in rates.items():
         checks.check_choice("a rate", name, ("dropout", *Rates._fields))
@@ -89,11 +89,9 @@ def check_metrics(metrics: Any) -> None:
 
 def limits_of(functions: tuple[Loss, ...], params: Any) -> feed.Limits:
     """How many tokens there are for the model, and classes for what takes labels."""
-    W_y, embedding = getattr(params, "W_y", None), getattr(params, "embedding", None)
+    embedding, W_y = (getattr(getattr(params, name, None), "shape", ()) for name in ("embedding", "W_y"))
     labels = any(function in (accuracy, cross_entropy) for function in functions)
-    return feed.Limits(
-        None if embedding is None else embedding.shape[-2], W_y.shape[-1] if labels and W_y is not None else None
-    )
+    return feed.Limits(embedding[-2] if len(embedding) > 1 else None, W_y[-1] if labels and len(W_y) > 1 else None)
 
 
 def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
@@ -105,7 +103,8 @@ def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
         *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
         totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
         weights = weights + weight
-    return [np.asarray(total / np.maximum(weights, 1)) for total in totals]  # zero where nothing counts
+    with np.errstate(invalid="ignore"):  # nan where nothing counts: zero would be the best loss of all
+        return [np.asarray(total / weights) for total in totals]
 
 
 def try_evaluation(asked: Asked, params: Any) -> None:

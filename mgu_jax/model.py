@@ -33,9 +33,9 @@ def detach(state: Any) -> Any:
     return jax.tree.map(jax.lax.stop_gradient, state)
 
 
-def check_model(model: Any) -> None:
-    """``model`` has what training and evaluation need of one."""
-    if not callable(getattr(model, "init", None)) or not callable(getattr(model, "apply", None)):
+def check_model(model: Any, *needed: str) -> None:
+    """``model`` has the functions that are needed of one."""
+    if not all(callable(getattr(model, name, None)) for name in needed):
         raise TypeError(f"model must be a Model, as mgu_jax.model makes it; got {checks.describe(model)}.")
 
 
@@ -116,8 +116,8 @@ def model(
     Raises:
         ValueError: a size below 1, no hidden size, an unknown name, or a rate outside of [0, 1); from apply, training
             with noise and without a key; from step, a model that has to see the whole sequence.
-        TypeError: from init, a key that is not one PRNG key; from apply, arguments of another kind, and what ``scan``
-            raises.
+        TypeError: a rate that is traced; from init, a key that is not one PRNG key; from the others, arguments of
+            another kind, and what ``scan`` raises.
     """
     check_cell(cell)
     checks.check_size("input_size", input_size)
@@ -146,7 +146,9 @@ def model(
     for name, rate in rates.items():
         checks.check_rate(name, rate)
         if not checks.is_concrete(rate):
-            raise TypeError(f"{name} must be known where the model is made (apply takes a traced one); got {rate}.")
+            raise TypeError(
+                f"{name} must be known where the model is made (apply takes a traced one); got {checks.describe(rate)}."
+            )
     # A size of NumPy's is no JSON, and equals the plain one that the cache may have to find.
     stack = Stack(
         int(input_size),

@@ -36,6 +36,7 @@ def drop(key: Array, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Zero with probability ``rate``, else 1/(1 - rate), so that the mean is one."""
     # Of a rate next to 1 the share is zero in half precision, and in float32 nothing may be kept at all.
     kept = 1 / share_kept(rate, dtype if jnp.finfo(dtype).bits > 16 else jnp.float32)
+    kept = jnp.minimum(kept, float(jnp.finfo(dtype).max))
     return jnp.where(keep(key, rate, shape), kept, 0).astype(dtype)
 
 

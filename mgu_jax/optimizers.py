@@ -142,7 +142,7 @@ def check_precision(name: str, params: Any) -> None:
     Raises:
         TypeError: it is not, and an update would be 0/0.
     """
-    if name in ("adam", "adamw", "rmsprop") and any(a.dtype == jnp.float16 for a in jax.tree.leaves(params)):
+    if name in ("adam", "adamw", "rmsprop") and any(jnp.result_type(a) == jnp.float16 for a in jax.tree.leaves(params)):
         raise TypeError(
             f"optimizer {name!r} needs params of float32, float64 or bfloat16, since its epsilon of 1e-8 is zero in "
             "float16; got float16."

@@ -55,7 +55,7 @@ def summary(params: Params) -> str:
     The counts of GRU and LSTM are the paper's, with one bias a gate.
 
     Raises:
-        TypeError: something else than a ``Params``.
+        TypeError: something else than a ``Params`` of arrays.
     """
     if not isinstance(params, Params):
         came = type(params).__name__

@@ -92,8 +92,8 @@ def draw(key: Array, count: int, **axes: Sampler) -> Hyper:
     keys = jax.random.split(key, len(axes))
     drawn = {name: axes[name](k, count) for name, k in zip(axes, keys, strict=True)}
     for name, numbers in drawn.items():
-        if np.shape(numbers) != (count,):
-            raise ValueError(f"{name} must be a sampler that gives [{count}]; it gives {list(np.shape(numbers))}.")
+        if getattr(numbers, "shape", None) != (count,):
+            raise ValueError(f"{name} must be a sampler that gives [{count}]; it gives {checks.describe(numbers)}.")
     return Hyper()._replace(**drawn)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 
 from mgu_jax import checks
 from mgu_jax.family import Cell
@@ -168,8 +168,10 @@ class Stack:
         row: Any = np.asarray(x) if isinstance(x, int | np.generic) else x  # one token; NumPy's are looked at
         if self.embedding_size is None:
             checks.check_features("x", row, "..., ", params.layers[0], "W_h")
-        elif not isinstance(row, jax.Array | np.ndarray):
+        elif not isinstance(row, jax.Array | np.ndarray) or not jnp.issubdtype(row.dtype, jnp.integer):
             raise TypeError(f"x must be tokens, whole numbers [...]; got {checks.describe(x)}.")
+        elif isinstance(row, np.ndarray):
+            checks.check_below("x", row, self.input_size, "tokens of this model")
         ys, new_state = self.apply(params, row[None], state=state, return_state=True)  # pyright: ignore (NumPy's)
         return (ys[0] if self.readout == "all" else ys), new_state
 
@@ -245,7 +247,8 @@ class Stack:
         if not isinstance(batch, tuple | list):
             raise TypeError(f"batch must be a tuple of sizes; got {checks.describe(batch)}.")
         for i, size in enumerate(batch):
-            checks.check_size(f"batch[{i}]", size, 0)
+            if not export.is_symbolic_dim(size):
+                checks.check_size(f"batch[{i}]", size, 0)
         return self._first(params, batch)
 
     def _first(self, params: ModelParams, batch: Any) -> State:
@@ -269,7 +272,7 @@ class Stack:
 def _widths(layers: Any) -> tuple[Any, ...]:
     """H of each layer; ``None`` of what is none."""
     layers = layers if isinstance(layers, tuple | list) else (layers,)
-    return tuple(getattr(getattr(layer, "b_h", None), "shape", (None,))[-1] for layer in layers)
+    return tuple((getattr(getattr(layer, "b_h", None), "shape", ()) or (None,))[-1] for layer in layers)
 
 
 def _fold(key: Array | None, number: int) -> Array | None:

@@ -84,7 +84,7 @@ class Recipe:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        check_model(self.model)
+        check_model(self.model, "init", "apply")
         checks.check_size("batch_size", self.batch_size)
         if self.window is not None:
             checks.check_size("window", self.window)

@@ -273,7 +273,9 @@ def test_step_backward(params):
     text = raised(TypeError, lambda: mgu.step_backward(params, tuple(residuals), H0))
     assert text == "residuals must be a Residuals, as step_forward makes it; got a tuple."
     after = mgu.init(KEY, 32, 64, mgu.RESET_AFTER_MGU)
-    for spoilt in (residuals._replace(gates=None), residuals._replace(x=XS[0, :4], h=H0[:4])):
+    f = residuals.gates._replace(f=H0[:1])  # which would be broadcast
+    few = residuals._replace(x=XS[0, :4], h=H0[:4])
+    for spoilt in (residuals._replace(gates=None), residuals._replace(gates=f), few):
         dh = H0[: len(spoilt.h)]
         text = raised(ValueError, lambda spoilt=spoilt, dh=dh: mgu.step_backward(params, spoilt, dh))
         assert text == "residuals must be those of step_forward for this cell and this batch; they are not."
@@ -481,14 +483,16 @@ def test_a_token_that_is_stepped():
     params = model.init(KEY)
     for x in (np.array([1, 10]), np.int64(10), 10):
         text = raised(ValueError, lambda x=x: model.step(params, x))
-        assert text == "xs must lie in [0, 10), as tokens of this model; got 10."
+        assert text == "x must lie in [0, 10), as tokens of this model; got 10."
+    text = raised(TypeError, lambda: model.step(params, jnp.ones(2)))
+    assert text == "x must be tokens, whole numbers [...]; got float32 [2]."
     assert raised(TypeError, lambda: model.step(params, None)) == "x must be tokens, whole numbers [...]; got None."
     np.testing.assert_array_equal(model.step(params, 3)[0], model.step(params, jnp.array(3))[0])
 
 
 def test_a_rate_that_is_not_known_yet():
     text = raised(TypeError, lambda: jax.jit(lambda rate: mgu.model(3, (4,), 2, dropout=rate).init(KEY))(0.1))
-    assert text.startswith("dropout must be known where the model is made (apply takes a traced one); got ")
+    assert text == "dropout must be known where the model is made (apply takes a traced one); got float32 []."
 
 
 def test_what_is_stepped_is_called_x():

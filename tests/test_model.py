@@ -272,7 +272,9 @@ def test_noise_has_the_right_mean(name):
     np.testing.assert_allclose(ys.mean(0), wanted, rtol=0, atol=6 * float(ys.std(0).max()) / 4000**0.5)
 
 
-@pytest.mark.parametrize(("dtype", "rate"), [("float32", 1 - 1e-8), ("bfloat16", 0.999), ("float16", 0.9999)])
+@pytest.mark.parametrize(
+    ("dtype", "rate"), [("float32", 1 - 1e-8), ("bfloat16", 0.999), ("float16", 0.9999), ("float16", 0.99999)]
+)
 def test_of_a_rate_next_to_one_nothing_becomes_nan(dtype, rate):
     model = mgu.model(2, (64,), 4, dtype=dtype)
     params, xs = model.init(KEY), jnp.ones((5, 3, 2), dtype)

@@ -263,7 +263,7 @@ def test_axes_that_cannot_be():
         (lambda: mgu.grid(learning_rate=[[1], [2, 3]]),
          "learning_rate must be a row of numbers, at least one; got [[1], [2, 3]]."),
         (lambda: mgu.draw(KEYS[0], 4, learning_rate=lambda key, count: jnp.ones(3)),
-         "learning_rate must be a sampler that gives [4]; it gives [3]."),
+         "learning_rate must be a sampler that gives [4]; it gives float32 [3]."),
         (lambda: mgu.uniform(1, 0), "low must be below high, and both finite; got 1 and 0."),
         (lambda: mgu.uniform(0, math.inf), "low must be below high, and both finite; got 0 and inf."),
         (lambda: mgu.best_member(begin(RECIPE, GRID, KEYS, VALIDATION), mgu.Hyper(jnp.ones(3)), VALIDATION),
