@@ -120,7 +120,14 @@ class Stack:
         checks.check_choice("training", training, (None, False, True))
         rates = self._check_rates(rates, key, training)
         key = None if training is False else key
-        hs = self._embed(params, xs, lengths)
+        hs = self._embed(params, xs, "xs", "T, ..., ", lengths)
+        ys, last = self._run(params, hs, state, lengths, resets, key, rates)
+        return (ys, last) if return_state else ys
+
+    def _run(
+        self, params: ModelParams, hs: Array, state: Any, lengths: Any, resets: Any, key: Any, rates: dict[str, Any]
+    ) -> tuple[Array, State]:
+        """What ``apply`` does with the rows hs [T, ..., D] that the first layer takes."""
         batch = hs.shape[1:-1]
         # Where a sequence begins anew it does so from the first state, whatever is carried on from before.
         fresh = None if resets is None else self._first(params, batch)
@@ -157,22 +164,16 @@ class Stack:
                 new, new_end = new * mask[:-1], new_end * mask[-1]
             hs, end = new, new_end
         ys = self._read_out(params, hs, end, lengths)
-        return (ys, State(tuple(last), tuple(last_backward) or None)) if return_state else ys
+        return ys, State(tuple(last), tuple(last_backward) or None)
 
     def step(self, params: ModelParams, x: Any, state: State | None = None) -> tuple[Array, State]:
         if self.bidirectional:
             raise ValueError("a bidirectional model cannot be stepped: its reverse layers begin at the end.")
         if self.readout == "mean":
             raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
-        self._check_params(params)
-        row: Any = np.asarray(x) if isinstance(x, int | np.generic) else x  # one token; NumPy's are looked at
-        if self.embedding_size is None:
-            checks.check_features("x", row, "..., ", params.layers[0], "W_h")
-        elif not isinstance(row, jax.Array | np.ndarray) or not jnp.issubdtype(row.dtype, jnp.integer):
-            raise TypeError(f"x must be tokens, whole numbers [...]; got {checks.describe(x)}.")
-        elif isinstance(row, np.ndarray):
-            checks.check_below("x", row, self.input_size, "tokens of this model")
-        ys, new_state = self.apply(params, row[None], state=state, return_state=True)  # pyright: ignore (NumPy's)
+        x = np.asarray(x) if isinstance(x, int | np.generic) else x  # one token
+        row = self._embed(params, x, "x", "..., ")
+        ys, new_state = self._run(params, row[None], state, None, None, None, dict(self.rates))
         return (ys[0] if self.readout == "all" else ys), new_state
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
@@ -218,16 +219,19 @@ class Stack:
             if came[name] != rule:
                 raise ValueError(f"params must be those of this model, whose {name} is {rule}; got {came[name]}.")
 
-    def _embed(self, params: Any, xs: Any, lengths: Any) -> Array:
+    def _embed(self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None) -> Array:
         self._check_params(params)
         if self.embedding_size is None:
-            checks.check_features("xs", xs, "T, ..., ", params.layers[0], "W_h")
+            checks.check_features(name, xs, leading, params.layers[0], "W_h")
             return xs
-        if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim < 1:
-            raise TypeError(f"xs must be tokens, whole numbers [T, ...]; got {checks.describe(xs)}.")
-        checks.check_lengths(lengths, xs.shape[0], xs.shape[1:])
+        whole = isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer)
+        if not whole or (leading.startswith("T") and xs.ndim < 1):
+            shape = leading.removesuffix(", ")
+            raise TypeError(f"{name} must be tokens, whole numbers [{shape}]; got {checks.describe(xs)}.")
+        if lengths is not None:
+            checks.check_lengths(lengths, xs.shape[0], xs.shape[1:])
         if isinstance(xs, np.ndarray):  # to look at one of JAX's would wait for the device
-            checks.check_below("xs", xs, self.input_size, "tokens of this model", lengths)
+            checks.check_below(name, xs, self.input_size, "tokens of this model", lengths)
         return jnp.take(params.embedding, xs, axis=0)
 
     def _checked(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
