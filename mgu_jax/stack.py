@@ -4,7 +4,8 @@
     hs^l = scan(layers[l], hs^{l-1})                      and, if bidirectional, the same in reverse beside it or added
     ys   = rows W_y + b_y                                 rows: all of the last hs, their mean, or the end of each
 
-``model.py`` says what each option means.
+``model.py`` says what each option means, and checks it. A new one is a field of ``Stack``, and acts in ``_run`` or, on
+what goes in and comes out, in ``_embed`` and ``_read_out``; ``apply`` and ``step`` share them, so both follow.
 """
 
 from dataclasses import dataclass
