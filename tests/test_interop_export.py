@@ -18,6 +18,12 @@ D, H, K = 4, 5, 3
 T, B = jax.export.symbolic_shape("T, B")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_a_hasty_compiler_is_left():
+    """A model's compiled steps outlive a test, and those of ``quick_compiler`` are rounded otherwise."""
+    jax.clear_caches()
+
+
 def drawn(model, seed=0):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
