@@ -230,8 +230,7 @@ class Run:
             whole.rename(kept)
             print(f"{self.folder} held a run already; it is now {self.folder.with_name(kept.name)}.")
         elif self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - _BEGUN:
-            rule = "--out must be a new folder, an empty one, or one of a run"
-            raise BadRequest(f"{rule}; {self.folder} is none of them.")
+            raise BadRequest(f"--out must be a new or an empty folder, or one of a run; {self.folder} is none of them.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path("metrics.jsonl").write_text("")
         self.write("config.json", record)  # last, since it says that the folder holds a run
@@ -282,7 +281,10 @@ class Run:
         """Drop what was logged after this step, since it will be logged again; a half-written last line too."""
         for name in ("metrics.jsonl", "seconds.jsonl"):
             lines = self.path(name).read_text().splitlines(keepends=True) if self.path(name).exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            try:
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            except (ValueError, KeyError, TypeError):
+                raise BadRequest(f"--resume needs the run's {name}; that in {self.folder} is damaged.") from None
             draft = self.path(name + ".part")
             draft.write_text("".join(kept))
             draft.replace(self.path(name))

@@ -171,7 +171,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "metrics.csv").write_text("1,2")
     assert run("digits", "--quick", "--out", tmp_path) == 2
     assert capsys.readouterr().err == (
-        f"error: --out must be a new folder, an empty one, or one of a run; {tmp_path} is none of them.\n"
+        f"error: --out must be a new or an empty folder, or one of a run; {tmp_path} is none of them.\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
@@ -251,6 +251,12 @@ def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
 
     assert run("notebook", "--out", tmp_path / "run", "--resume") == 2
     assert "--resume needs a run of notebook" in capsys.readouterr().err
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for damaged in ("{bad\n", "{}\n", "[]\n"):
+        (tmp_path / "run" / "metrics.jsonl").write_bytes(damaged.encode() + metrics)
+        assert run("digits", "--quick", "--steps", 42, "--out", tmp_path / "run", "--resume") == 2
+        assert f"metrics.jsonl; that in {tmp_path / 'run'} is damaged." in capsys.readouterr().err
+        assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == damaged.encode() + metrics
     for damaged in ("{bad", "{}"):
         (tmp_path / "run" / "config.json").write_text(damaged)
         assert run("digits", "--quick", "--steps", 42, "--out", tmp_path / "run", "--resume") == 2
