@@ -67,8 +67,8 @@ def task_of(row: dict[str, Any]) -> str:
     return _FLAGS.sub("", row["command"]).removeprefix("python -m experiments ")
 
 
-def _task_of(row: dict[str, Any], way: Way) -> str:
-    """The same, with the forget bias that was asked for where the way has none of its own."""
+def _line_of(row: dict[str, Any], way: Way) -> str:
+    """The task as a line of the table names it: with the forget bias asked for, where the way has none of its own."""
     asked = _BIAS.search(row["command"]) if way.forget_bias is None else None
     return task_of(row) + (asked.group() if asked else "")
 
@@ -98,12 +98,12 @@ def found(name: str, rows: list[dict[str, Any]]) -> dict[str, dict[Way, dict[str
     for row in rows:
         for way in QUESTIONS[name]:
             if way.is_of(row):
-                of_task = runs.setdefault(_task_of(row, way), {})
+                of_task = runs.setdefault(_line_of(row, way), {})
                 if way in of_task:
                     raise BadRequest(f"--results must hold one run of a kind; {row['command']!r} is there twice.")
                 of_task[way] = row
                 if differ := _differ(*of_task.values()):
-                    task = _task_of(row, way)
+                    task = _line_of(row, way)
                     raise BadRequest(
                         f"--results must hold runs of {task!r} with the same settings; {differ[0]} differs."
                     )
