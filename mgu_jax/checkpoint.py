@@ -109,13 +109,14 @@ class Checkpoints:
     Raises:
         ImportError: orbax is not installed.
         OSError: the folder cannot be written.
+        TypeError: folder is no path.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, better: str = "lower"):
         checks.check_size("keep", keep)
         checks.check_choice("better", better, ("lower", "higher"))
         orbax = require("orbax.checkpoint", "experiments")
-        self.folder, self.keep, self.better = Path(folder), keep, better
+        self.folder, self.keep, self.better = checks.check_path("folder", folder), keep, better
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()

@@ -4,6 +4,8 @@ Under ``jit`` only static shapes and dtypes are looked at, so the checks cost no
 raise ``TypeError``, wrong shapes and values ``ValueError``.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +42,13 @@ def check_size(name: str, value: Any, least: int = 1) -> None:
     """``value`` counts something, so it is a whole number, of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {describe(value)}.")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """``value`` names a file or a folder."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a text or a path; got {describe(value)}.")
+    return Path(value)
 
 
 def is_concrete(value: Any) -> bool:

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax import losses
+from mgu_jax import checkpoint, losses
+from mgu_jax.interop import convert, export, files
 from mgu_jax.reverse_only import SENTENCE
 
 KEY = jax.random.key(0)
@@ -670,3 +671,11 @@ def test_check_gradients(params):
     assert text == "directions must be a whole number of at least 1; got 0."
     text = raised(ValueError, lambda: mgu.check_gradients(params, XS[..., :16]))
     assert text == "xs must have shape [T, ..., 32] (params.W_h is [32, 64]); got [100, 8, 16]."
+
+
+def test_what_names_no_file(params):
+    for asked in (lambda: files.save(None, mgu.MGU, params), lambda: files.load(None), lambda: export.save(None, 0, 0)):
+        assert raised(TypeError, asked) == "path must be a text or a path; got None."
+    assert raised(TypeError, lambda: checkpoint.Checkpoints(None)) == "folder must be a text or a path; got None."
+    text = raised(TypeError, lambda: convert.from_dict(None))
+    assert text == "arrays must be a mapping of names to arrays; got None."

@@ -31,8 +31,11 @@ def from_dict(arrays: Mapping[str, Any]) -> Params:
     """The inverse of ``to_dict``.
 
     Raises:
+        TypeError: arrays are no mapping.
         ValueError: a name that ``Params`` has not.
     """
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping of names to arrays; got {checks.describe(arrays)}.")
     for name in arrays:
         checks.check_choice("a name", name, Params._fields)
     return Params(*(arrays.get(name) for name in Params._fields))

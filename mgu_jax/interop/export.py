@@ -134,10 +134,10 @@ def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -
     """Write program and weights to one npz file: the entry "program", and the weights by their names.
 
     Raises:
-        TypeError: no program, or no params of a model.
+        TypeError: no path, no program, or no params of a model.
         ValueError: another ending.
     """
-    checks.check_choice("the ending of path", Path(path).suffix, (".npz",))
+    checks.check_choice("the ending of path", checks.check_path("path", path).suffix, (".npz",))
     if not isinstance(exported, jax_export.Exported):
         raise TypeError(f"exported must be what sequence or stream made; got {checks.describe(exported)}.")
     check_params(params)

@@ -95,10 +95,10 @@ def save(path: str | Path, model: Any, params: Any) -> None:
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: neither a model nor a cell, or params of another kind.
+        TypeError: no path, neither a model nor a cell, or params of another kind.
         ValueError: another ending, or params that are not the model's.
     """
-    path = Path(path)
+    path = checks.check_path("path", path)
     checks.check_choice("the ending of path", path.suffix, (".safetensors", ".npz"))
     specification = {"format": FORMAT} | _describe(model, params)
     arrays = {name: np.array(a, order="C") for name, a in named(params).items()}
@@ -132,10 +132,10 @@ def load(path: str | Path) -> tuple[Any, Any]:
     Raises:
         ImportError: safetensors is not installed.
         OSError: the file cannot be read.
-        TypeError: it holds float64, and x64 is not enabled.
+        TypeError: no path; or it holds float64, and x64 is not enabled.
         ValueError: another ending, or a file that ``save`` did not write.
     """
-    path = Path(path)
+    path = checks.check_path("path", path)
     checks.check_choice("the ending of path", path.suffix, (".safetensors", ".npz"))
     if path.suffix == ".safetensors":
         require("safetensors", "safetensors")
