@@ -212,7 +212,7 @@ def one_layer():
 GATE = {"kernel": np.ones((D, H)), "bias": np.ones(H)}
 FLAX = {"if": GATE, "in": GATE, "hf": {"kernel": np.ones((H, H))}, "hn": {"kernel": np.ones((H, H))}}
 STATE = {"weight_ih": np.ones((2 * H, D)), "weight_hh": np.ones((2 * H, H))}
-SAME_FUNCTION = "to must be a member that can compute the same function as cell; got"
+FLAX_FUNCTION = "cell must be a member with the function of flax.linen.MGUCell; got"
 WRONG = [
     (
         lambda: from_flax({"params": {"in": GATE}}),
@@ -221,11 +221,11 @@ WRONG = [
     (lambda: from_flax(FLAX | {"if": {"kernel": 1}}), "variables['if'] must hold kernel and bias; got ['kernel']."),
     (
         lambda: to_flax(numbers(mgu.MGU), mgu.MGU),
-        f"{SAME_FUNCTION} {mgu.FLAX_MGU}: a reset 'before' is another function than 'after'.",
+        f"{FLAX_FUNCTION} {mgu.MGU}: a reset 'before' is another function than 'after'.",
     ),
     (
         lambda: from_flax(FLAX, mgu.MGU),
-        f"{SAME_FUNCTION} {mgu.MGU}: a reset 'none' is another function than 'before'.",
+        f"{FLAX_FUNCTION} {mgu.MGU}: a reset 'none' is another function than 'before'.",
     ),
     (lambda: from_torch({"weight_ih": 1}), "state must hold weight_ih and weight_hh; got ['weight_ih']."),
     (

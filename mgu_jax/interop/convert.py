@@ -47,7 +47,7 @@ def named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _obstacle(cell: Cell, to: Cell) -> str | None:
+def obstacle(cell: Cell, to: Cell) -> str | None:
     """Why ``to`` cannot compute what ``cell`` computes; ``None`` if it can."""
     sees = "h" in cell.candidate
     if cell.activation != to.activation:
@@ -70,19 +70,6 @@ def _obstacle(cell: Cell, to: Cell) -> str | None:
     return None
 
 
-def check_same(cell: Cell, to: Cell) -> None:
-    """``to`` can compute what ``cell`` computes, whatever the parameters.
-
-    Raises:
-        TypeError: one of them is no Cell.
-        ValueError: it cannot; the sentence says why.
-    """
-    check_cell(cell)
-    check_cell(to)
-    if why := _obstacle(cell, to):
-        raise ValueError(f"to must be a member that can compute the same function as cell; got {to}: {why}.")
-
-
 def convert(params: Params, cell: Cell, to: Cell) -> Params:
     """The parameters with which ``to`` computes what ``cell`` computes with ``params``. NumPy arrays stay NumPy's.
 
@@ -91,7 +78,10 @@ def convert(params: Params, cell: Cell, to: Cell) -> Params:
         ValueError: params are not of cell, or no parameters can do it: a dense recurrence is no diagonal one, a reset
             before the product none after it, and Flax's sign not the paper's where there is a reset.
     """
-    check_same(cell, to)
+    check_cell(cell)
+    check_cell(to)
+    if why := obstacle(cell, to):
+        raise ValueError(f"to must be a member that can compute the same function as cell; got {to}: {why}.")
     D, H = checks.check_params(params, cell)
     W_h = params.W_h
     xp: Any = np if isinstance(W_h, np.ndarray) else jnp

@@ -12,7 +12,7 @@ import numpy as np
 
 from mgu_jax import checks
 from mgu_jax.family import FLAX_MGU, MGU, UGRNN, Cell, check_cell
-from mgu_jax.interop.convert import convert, full
+from mgu_jax.interop.convert import convert, full, obstacle
 from mgu_jax.params import Params
 from mgu_jax.stack import ModelParams
 
@@ -69,7 +69,16 @@ def from_flax(variables: Mapping[str, Any], cell: Cell | None = None) -> tuple[P
         gate["kernel"], hf["kernel"], gate["bias"], candidate["kernel"], hn["kernel"], candidate["bias"], hn.get("bias")
     )
     theirs, ours = (FLAX_MGU, FLAX_MGU) if "bias" in hn else (FLAX_NO_RESET, UGRNN)
-    return convert(params, theirs, cell or ours), cell or ours
+    cell = ours if cell is None else cell
+    check_cell(cell)
+    _check_flax(cell, obstacle(theirs, cell))
+    return convert(params, theirs, cell), cell
+
+
+def _check_flax(cell: Cell, why: str | None) -> None:
+    """Nothing is in the way between the cell and Flax's."""
+    if why:
+        raise ValueError(f"cell must be a member with the function of flax.linen.MGUCell; got {cell}: {why}.")
 
 
 def _check_groups(variables: Any) -> None:
@@ -86,7 +95,9 @@ def to_flax(params: Params, cell: Cell = FLAX_MGU) -> dict[str, Any]:
         TypeError, ValueError: params are not of cell, or cell is a member that Flax's cannot compute, such as ``MGU``.
     """
     check_cell(cell)
-    p = convert(_copied(params, cell), cell, FLAX_NO_RESET if cell.reset == "none" else FLAX_MGU)
+    theirs = FLAX_NO_RESET if cell.reset == "none" else FLAX_MGU
+    _check_flax(cell, obstacle(cell, theirs))
+    p = convert(_copied(params, cell), cell, theirs)
     hn = {"kernel": p.U_h} | ({} if p.b_r is None else {"bias": p.b_r})
     gate, candidate = {"kernel": p.W_f, "bias": p.b_f}, {"kernel": p.W_h, "bias": p.b_h}
     return {"params": {"if": gate, "hf": {"kernel": p.U_f}, "in": candidate, "hn": hn}}
