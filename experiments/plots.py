@@ -94,9 +94,10 @@ CELLS = {
 
 
 def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any) -> Any:
-    """A column of a mark for each seed of a run, hollow where the width was matched, and a line at their middle.
+    """A column of a mark for each seed of a run, and a line at their middle.
 
-    The middle is the mean, as in the tables; on a logarithmic axis the median, which is where the marks are.
+    A mark is hollow where the width was matched, and half full where the initial W was another than the cell's. The
+    middle is the mean, as in the tables; on a logarithmic axis the median, which is where the marks are.
     """
     colour, mark = CELLS[row["cell"]]
     each = _factor(measure) * np.array(row[f"{measure.name}_per_seed"], float)
@@ -105,8 +106,9 @@ def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any) -> Any:
         middle = np.nanmedian(each) if measure.name == "squared_error" else np.nanmean(each)
         axes.plot([i - 0.35, i + 0.35], [middle] * 2, color=colour, linewidth=1.5)
     apart = i + 0.08 * (np.arange(len(each)) - (len(each) - 1) / 2)
-    look = {"color": colour, "markerfacecolor": fill, "markersize": 4, "alpha": 0.8, "linestyle": "none"}
-    return axes.plot(apart, each, mark, **look)[0]
+    part = "left" if row["settings"].get("initializer") else "full"
+    look = {"color": colour, "markerfacecolor": fill, "fillstyle": part, "markersize": 4, "alpha": 0.8}
+    return axes.plot(apart, each, mark, linestyle="none", **look)[0]
 
 
 def seeds_of_ways(path: Path, found: dict[str, dict[Any, dict[str, Any]]], ways: Any, measure_of: Any) -> None:
@@ -134,7 +136,7 @@ def seeds_of_ways(path: Path, found: dict[str, dict[Any, dict[str, Any]]], ways:
     save(figure, path, digest(found))
 
 
-def _in_lines(task: str, width: int = 26) -> str:
+def _in_lines(task: str, width: int = 21) -> str:
     """A title of several lines, flags whole."""
     lines = [""]
     for part in task.replace(" --", "\n--").split("\n"):
