@@ -10,6 +10,7 @@ from experiments import measures, plots, questions, report
 from experiments.__main__ import _module, main
 from experiments.cells import CellName, has_forget_bias
 from experiments.run import BadRequest, _command, _settings, parse
+from mgu_jax.extras import require
 
 ROWS = [
     {
@@ -177,6 +178,16 @@ def test_seeds_that_stopped_and_biases_that_are_not_there_are_said():
 def test_every_cell_has_its_own_look():
     assert set(plots.CELLS) == set(CellName.__args__)
     assert len(set(plots.CELLS.values())) == len(plots.CELLS)
+
+
+def test_matched_widths_and_other_weights_have_marks_of_their_own():
+    figure, axes = plots.figure_of()
+    rows = (asked(), asked(match="mgu"), asked(initializer="lecun"))
+    marks = [plots._seeds(axes, row, i, measures.ERROR) for i, row in enumerate(rows)]
+    assert len({(mark.get_fillstyle(), mark.get_markerfacecolor()) for mark in marks}) == 3
+    require("matplotlib.pyplot", "experiments").close(figure)
+    title = plots._in_lines("mnist-pixels --permuted --learning-rate 5e-3 --forget-bias -1")
+    assert title == "mnist-pixels\n--permuted\n--learning-rate 5e-3\n--forget-bias -1"
 
 
 def test_a_command_names_no_folder_of_the_machine():
