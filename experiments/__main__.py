@@ -6,32 +6,34 @@ after Ctrl-C, 1 for anything else.
 
 import importlib
 import sys
+from typing import Any
 
 from experiments.run import BadRequest, Diverged, parse
 from mgu_jax import NotFinite
 
-NAMES = (
-    "digits",
-    "mnist-rows",
-    "mnist-pixels",
-    "adding",
-    "words",
-    "chars",
-    "imdb",
-    "vowels",
-    "notebook",
-    "gradients",
-    "features",
-    "benchmark",
-    "sweep",
-    "training",
-    "data",
-    "report",
-)
+# Name -> the module that holds its Config and its main.
+NAMES = {
+    "digits": "tasks.digits",
+    "mnist-rows": "tasks.mnist_rows",
+    "mnist-pixels": "tasks.mnist_pixels",
+    "adding": "tasks.adding",
+    "words": "tasks.words",
+    "chars": "tasks.chars",
+    "imdb": "tasks.imdb",
+    "vowels": "tasks.vowels",
+    "notebook": "tasks.notebook",
+    "gradients": "tasks.gradients",
+    "features": "speed.features",
+    "benchmark": "speed.benchmark",
+    "sweep": "tasks.sweep",
+    "training": "speed.overhead",
+    "data": "datasets.data",
+    "report": "report.page",
+}
 
 
-def _module(name: str):
-    return importlib.import_module("experiments." + name.replace("-", "_"))
+def _module(name: str) -> Any:
+    return importlib.import_module(f"experiments.{NAMES[name]}")
 
 
 def main(arguments: list[str] | None = None) -> int:

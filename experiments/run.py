@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import jax
 
 import mgu_jax
-from mgu_jax.checkpoint import Checkpoints, Damaged
 from mgu_jax.extras import look_for, require
+from mgu_jax.training.checkpoint import Checkpoints, Damaged
 
 
 class Diverged(Exception):

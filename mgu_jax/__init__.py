@@ -1,8 +1,8 @@
 """Minimal Gated Units in JAX, with gradients that are proven. ``mgu_jax.scan`` is the place to start."""
 
-from mgu_jax.cell import Residuals, step, step_backward, step_forward
-from mgu_jax.evaluation import evaluate
-from mgu_jax.family import (
+from mgu_jax.gradients import Comparison, GradientReport, check_gradients
+from mgu_jax.layer.cell import Residuals, step, step_backward, step_forward
+from mgu_jax.layer.family import (
     DIAGONAL_MGU,
     FLAX_MGU,
     MGU,
@@ -14,20 +14,19 @@ from mgu_jax.family import (
     UGRNN,
     Cell,
 )
-from mgu_jax.feed import Data, Stream
-from mgu_jax.fit import NotFinite, fit
-from mgu_jax.gradients import Comparison, GradientReport, check_gradients
-from mgu_jax.halving import halving
-from mgu_jax.initial import chrono, init
-from mgu_jax.model import Model, detach, model
-from mgu_jax.optimizers import Hyper
-from mgu_jax.params import Params, count, gru_count, lstm_count, summary
+from mgu_jax.layer.initial import chrono, init
+from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
+from mgu_jax.model import Model, ModelParams, State, detach
 from mgu_jax.sequence import scan
-from mgu_jax.settings import draw, grid, log_uniform, uniform
-from mgu_jax.stack import ModelParams, State
-from mgu_jax.sweep import Member, Sweep, best_member, sweep
-from mgu_jax.train import Best, Recipe, TrainState
-from mgu_jax.validation import Validation
+from mgu_jax.training.data import Data, Stream
+from mgu_jax.training.evaluate import evaluate
+from mgu_jax.training.fit import NotFinite, fit
+from mgu_jax.training.halving import halving
+from mgu_jax.training.optimizers import Hyper
+from mgu_jax.training.settings import draw, grid, log_uniform, uniform
+from mgu_jax.training.step import Best, Recipe, TrainState
+from mgu_jax.training.sweep import Member, Sweep, best_member, sweep
+from mgu_jax.training.validation import Validation
 
 __version__ = "0.1.0"
 
@@ -73,7 +72,6 @@ __all__ = [
     "init",
     "log_uniform",
     "lstm_count",
-    "model",
     "scan",
     "step",
     "step_backward",

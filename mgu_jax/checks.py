@@ -13,8 +13,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from mgu_jax.params import Params
-
 
 def describe(value: Any) -> str:
     """What came, in the words of an error."""
@@ -127,53 +125,6 @@ def check_array(name: str, value: Any, dtype: Any, why: str) -> None:
         raise TypeError(f"{name} must be {dtype} ({why}); got {describe(value)}.")
 
 
-def check_params(params: Any, cell: Any) -> tuple[int, int]:
-    """``params`` fits ``cell``; returns the feature sizes (D, H) that it was made for.
-
-    Raises:
-        TypeError: not a ``Params``, an entry that is no floating array, or entries of different dtypes.
-        ValueError: a term that the cell lacks or needs, or shapes that do not belong together.
-    """
-    if not isinstance(params, Params):
-        raise TypeError(f"params must be an mgu_jax.Params, as mgu_jax.init makes it; got {describe(params)}.")
-    for name, value in params._asdict().items():
-        if value is not None and not isinstance(value, jax.Array | np.ndarray):
-            raise TypeError(f"params.{name} must be an array; got {describe(value)}.")
-    W_h = params.W_h
-    if W_h is None or W_h.ndim != 2 or 0 in W_h.shape:
-        raise ValueError(f"params.W_h must have shape [D, H] with D and H at least 1; got {describe(W_h)}.")
-    if not jnp.issubdtype(W_h.dtype, jnp.floating):
-        raise TypeError(f"params.W_h must be of a floating dtype; got {describe(W_h)}.")
-    D, H = W_h.shape
-    for name, shape in cell.shapes(D, H)._asdict().items():
-        value = getattr(params, name)
-        if shape is None:
-            if value is not None:
-                raise ValueError(f"params.{name} must be None (the cell has no such term); got {describe(value)}.")
-            continue
-        if value is None:
-            raise ValueError(f"params.{name} must have shape {list(shape)} (the cell needs it); got None.")
-        check_array(f"params.{name}", value, dtype_of(W_h), "the dtype of params.W_h")
-        check_shape(f"params.{name}", value, shape, f"params.W_h is {[D, H]}")
-    return D, H
-
-
-def check_features(name: str, value: Any, leading: str, params: Params, source: str) -> None:
-    """``value [leading..., features]`` has the dtype of ``params`` and the features of the weight named ``source``.
-
-    ``source`` is "W_h" for inputs (its rows) and "b_h" for states (its length); ``leading`` is what stands before the
-    features in the text of an error, as "T, ..., ".
-    """
-    weight = getattr(params, source)
-    check_array(name, value, dtype_of(params.W_h), "the dtype of params")
-    needed = leading.count(",") - leading.count("...")
-    if value.ndim < needed + 1 or value.shape[-1] != weight.shape[0]:
-        raise ValueError(
-            f"{name} must have shape [{leading}{weight.shape[0]}] (params.{source} is {list(weight.shape)}); "
-            f"got {list(value.shape)}."
-        )
-
-
 def check_shape(name: str, value: Any, shape: tuple[int, ...], why: str) -> None:
     """``value`` has exactly this shape."""
     if value.shape != shape:
@@ -188,26 +139,6 @@ def dtype_name(name: str, value: Any) -> str | None:
         raise TypeError(f"{name} must be a dtype; got {describe(value)}.") from None
 
 
-def check_state(name: str, value: Any, batch: tuple[int, ...], params: Params, of: str = "xs") -> None:
-    """``value`` is a state [batch..., H] for the inputs called ``of``."""
-    check_features(name, value, "..., ", params, "b_h")
-    shape = (*batch, value.shape[-1])
-    check_shape(name, value, shape, f"the batch of {of} and the width of params")
-
-
-def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = "lengths", of: str = "xs") -> None:
-    """Whole numbers in [0, T], one a sequence; values are looked at only where they are not traced."""
-    if lengths is None:
-        return
-    if not isinstance(lengths, jax.Array | np.ndarray) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"{name} must be an array of whole numbers; got {describe(lengths)}.")
-    check_shape(name, lengths, batch, f"the batch of {of}")
-    if is_concrete(lengths) and lengths.size:
-        outside = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > steps)]
-        if outside.size:
-            raise ValueError(f"{name} must lie in [0, {steps}] ({of} has {steps} steps); got {outside.flat[0]}.")
-
-
 def check_below(name: str, numbers: Any, limit: int, of: str, lengths: Any = None, time_axis: int = 0) -> None:
     """Whole numbers in [0, limit), where they can be looked at; past the lengths of its sequences there may be any."""
     if not (is_concrete(numbers) and is_concrete(lengths)) or not numbers.size:
@@ -220,12 +151,3 @@ def check_below(name: str, numbers: Any, limit: int, of: str, lengths: Any = Non
     outside = numbers[(numbers < 0) | (numbers >= limit)]
     if outside.size:
         raise ValueError(f"{name} must lie in [0, {limit}), as {of}; got {outside.flat[0]}.")
-
-
-def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs") -> None:
-    """One bool a step and sequence."""
-    if resets is None:
-        return
-    if not isinstance(resets, jax.Array | np.ndarray) or resets.dtype != bool:
-        raise TypeError(f"resets must be an array of bool; got {describe(resets)}.")
-    check_shape("resets", resets, shape, f"the steps and the batch of {of}")

@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 
 from mgu_jax import checks
-from mgu_jax.family import MGU, Cell
-from mgu_jax.noise import Rates, is_off
-from mgu_jax.params import Params
+from mgu_jax.layer.family import MGU, Cell
+from mgu_jax.layer.noise import Rates, is_off
+from mgu_jax.layer.params import Params
 from mgu_jax.sequence import scan
 
 _STEP = 1e-3  # of the finite differences; the error of the five-point formula is of order _STEP**4
@@ -118,7 +118,7 @@ def check_gradients(
     if h0 is None:
         h0 = jnp.zeros(h_last.shape, h_last.dtype)
     reset_to = options.pop("reset_to", None)
-    plain = {name: value for name, value in options.items() if name not in ("save", "chunk")}  # autodiff saves all
+    plain = {name: value for name, value in options.items() if name not in ("save", "segment")}  # autodiff saves all
 
     rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 0))).ravel())
     cotangents = rng.standard_normal(hs.shape), rng.standard_normal(h_last.shape)

@@ -1,172 +1,434 @@
-"""``model``: layers and a readout as a pair of pure functions, and what their options mean."""
+"""``Model``: recurrent layers, one on the other, and a linear readout, as a frozen specification with pure functions.
 
-from collections.abc import Callable
-from functools import lru_cache
+    hs^0 = xs, or embedding[xs]
+    hs^l = scan(layers[l], hs^{l-1})                      if bidirectional, also in reverse; the two are joined or added
+    ys   = rows W_y + b_y                                 rows: every state of the last layer, their mean, or the last
+
+A new option is one field of ``Model``, checked in ``__post_init__``. It acts in ``_run`` or, if it concerns what goes
+in or comes out, in ``_embed`` or ``_read_out``. ``apply`` and ``step`` share all three, so both follow.
+"""
+
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, export
 
 from mgu_jax import checks
-from mgu_jax.family import MGU, Cell, check_cell
-from mgu_jax.initial import INITIALIZERS
-from mgu_jax.products import Products
-from mgu_jax.sequence import check_implementation, check_memory
-from mgu_jax.stack import ModelParams, Stack, State
+from mgu_jax.layer.family import MGU, Cell, check_cell
+from mgu_jax.layer.initial import INITIALIZERS, init
+from mgu_jax.layer.noise import drop, is_off
+from mgu_jax.layer.params import Params, check_features, check_lengths, check_state
+from mgu_jax.layer.products import Products, like
+from mgu_jax.sequence import Execution, run
 
 
-class Model(NamedTuple):
-    """``init(key) -> params``, ``apply(params, xs) -> ys``, ``step(params, x, state) -> (y, state)``; see ``model``.
+class ModelParams(NamedTuple):
+    """The parameters of a model; a part that it does not have is ``None``."""
 
-    ``start(params, batch) -> state`` is the state of a batch, (B,), before the first step.
+    layers: tuple[Params, ...]
+    W_y: Any  # [F, K]; F, the width of the last layer's output, is H, or 2H for two directions side by side
+    b_y: Any  # [K]
+    backward: Any = None  # the layers that run in reverse
+    h0: Any = None  # learned initial state, a ``State`` of [H] arrays
+    embedding: Any = None  # [V, D]
+
+
+class State(NamedTuple):
+    """The state of a model: [..., H] for every layer, and for every reverse layer of a bidirectional model."""
+
+    layers: tuple[Array, ...]
+    backward: tuple[Array, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A stack of recurrent layers with a linear readout, whose methods are pure functions.
+
+    Two models with equal attributes are equal, and share what ``jit`` has compiled.
+
+    Attributes:
+        input_size: D; with an embedding, the number V of different tokens.
+        hidden_sizes: H of every layer, the first layer first.
+        output_size: K.
+        cell: the member of the family that all layers use.
+        readout: "all" gives ys [T, ..., K], one output per step; "last" gives ys [..., K] from the last valid step (of
+            reverse layers: the first); "mean" gives ys [..., K] from the mean over the valid steps.
+        bidirectional: every layer also runs in reverse, and the two outputs are put side by side ("concatenate") or
+            added ("sum"); ``None`` runs forward only.
+        residual: from the second layer on, where the widths agree, a layer's input is added to its output.
+        embedding_size: D of an embedding of tokens; xs are then whole numbers [T, ...].
+        learned_h0: the state before the first step is a parameter, initially zero.
+        dropout: rate on each layer's output, before the next layer or the readout.
+        recurrent_dropout, zoneout, dropconnect: rates as in ``scan``.
+        initializer, dtype: as in ``mgu_jax.init``; W_y is always drawn by Glorot's scheme, and b_y is zero.
+        implementation, save, segment, precision, compute_dtype: as in ``scan``.
+
+    Raises:
+        ValueError: a size below 1, no hidden size, an unknown name, or a rate outside [0, 1).
+        TypeError: a rate that is traced.
     """
 
-    init: Callable[..., ModelParams]
-    apply: Callable[..., Any]
-    step: Callable[..., tuple[Array, State]]
-    start: Any = None
+    input_size: int
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    cell: Cell = MGU
+    readout: str = "all"
+    bidirectional: str | None = None
+    residual: bool = False
+    embedding_size: int | None = None
+    learned_h0: bool = False
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    dropconnect: float = 0.0
+    initializer: str = "orthogonal"
+    implementation: str | None = None
+    save: str = "gates"
+    segment: int | None = None
+    precision: Any = None
+    compute_dtype: Any = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_cell(self.cell)
+        checks.check_size("input_size", self.input_size)
+        checks.check_size("output_size", self.output_size)
+        if self.embedding_size is not None:
+            checks.check_size("embedding_size", self.embedding_size)
+        if not isinstance(self.hidden_sizes, tuple | list) or not self.hidden_sizes:
+            raise ValueError(f"hidden_sizes must be a tuple of at least one width; got {self.hidden_sizes!r}.")
+        for i, size in enumerate(self.hidden_sizes):
+            checks.check_size(f"hidden_sizes[{i}]", size)
+        checks.check_choice("readout", self.readout, ("all", "last", "mean"))
+        checks.check_choice("bidirectional", self.bidirectional, (None, "concatenate", "sum"))
+        checks.check_choice("residual", self.residual, (False, True))
+        checks.check_choice("learned_h0", self.learned_h0, (False, True))
+        checks.check_choice("initializer", self.initializer, INITIALIZERS)
+        checks.check_floating("dtype", self.dtype)
+        for name, rate in self.rates.items():
+            checks.check_rate(name, rate)
+            if not checks.is_concrete(rate):
+                raise TypeError(
+                    f"{name} must be known where the model is made (apply takes a traced one); "
+                    f"got {checks.describe(rate)}."
+                )
+        self.execution.check(self.cell)
+        # NumPy's numbers compare equal to Python's, but JSON cannot hold them and a model is written as JSON.
+        for name in ("input_size", "output_size", "embedding_size", "segment"):
+            self._set(name, None if getattr(self, name) is None else int(getattr(self, name)))
+        for name, rate in self.rates.items():
+            self._set(name, float(rate))
+        self._set("hidden_sizes", tuple(map(int, self.hidden_sizes)))
+        self._set("residual", bool(self.residual))
+        self._set("learned_h0", bool(self.learned_h0))
+        self._set("compute_dtype", self.execution.compute_dtype)
+        self._set("dtype", jnp.dtype(self.dtype))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The model's own rates of noise."""
+        return {name: getattr(self, name) for name in ("dropout", "recurrent_dropout", "zoneout", "dropconnect")}
+
+    @property
+    def execution(self) -> Execution:
+        """How its layers are run."""
+        return Execution(self.implementation, self.save, self.segment, self.precision, self.compute_dtype)
+
+    def init(self, key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0) -> ModelParams:
+        """Initial parameters.
+
+        Args:
+            key: one PRNG key.
+            forget_bias: as in ``mgu_jax.init``; may be traced.
+            initial_scale: factor on every initial W and U, and on W_y, but not on biases or the embedding; may be
+                traced.
+
+        Raises:
+            TypeError: key is not one PRNG key, or initial_scale is not a number.
+        """
+        checks.check_key("key", key)
+        checks.check_number("initial_scale", initial_scale)
+        count = len(self.hidden_sizes)
+        *keys, readout_key, embedding_key = jax.random.split(key, 2 * count + 2)
+
+        def scaled(w: Array | None) -> Any:
+            return None if w is None else w * jnp.asarray(initial_scale, w.dtype)
+
+        def layer(key: Array, D: int, H: int) -> Params:
+            drawn = init(key, D, H, self.cell, initializer=self.initializer, forget_bias=forget_bias, dtype=self.dtype)
+            return drawn._replace(**{name: scaled(getattr(drawn, name)) for name in ("W_f", "U_f", "W_h", "U_h")})
+
+        def direction(keys: list[Array]) -> tuple[Params, ...]:
+            sizes = [(self._width(i - 1), H) for i, H in enumerate(self.hidden_sizes)]
+            return tuple(layer(k, D, H) for k, (D, H) in zip(keys, sizes, strict=True))
+
+        zeros = tuple(jnp.zeros(H, self.dtype) for H in self.hidden_sizes)
+        glorot = jax.nn.initializers.glorot_uniform()
+        return ModelParams(
+            layers=direction(keys[:count]),
+            W_y=scaled(glorot(readout_key, (self._width(count - 1), self.output_size), self.dtype)),
+            b_y=jnp.zeros(self.output_size, self.dtype),
+            backward=direction(keys[count:]) if self.bidirectional else None,
+            h0=State(zeros, zeros if self.bidirectional else None) if self.learned_h0 else None,
+            embedding=self._draw_embedding(embedding_key),
+        )
+
+    def apply(
+        self,
+        params: ModelParams,
+        xs: Array,
+        *,
+        state: State | None = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        key: Array | None = None,
+        training: bool | None = None,
+        return_state: bool = False,
+        **rates: Any,
+    ) -> Any:
+        """The outputs ys for whole sequences, or ``(ys, state)`` with ``return_state``.
+
+        Args:
+            params: as ``init`` makes them.
+            xs: [T, ..., D], or tokens [T, ...]. Tokens in a NumPy array are checked to be in range; those in a JAX
+                array are not, since that would wait for the device.
+            state: the state before the first step; ``start(params)`` if ``None``.
+            lengths: as in ``scan``.
+            resets: as in ``scan``; a reset goes back to ``start(params)``, even if ``state`` is given.
+            key: one PRNG key for the noise; without one there is none.
+            training: ``True`` requires a key if any rate is above 0; ``False`` turns the noise off.
+            return_state: also return the state after the last valid step.
+            rates: ``dropout``, ``recurrent_dropout``, ``zoneout`` or ``dropconnect`` for this call, in place of the
+                model's own; may be traced.
+
+        Returns:
+            ys [T, ..., K] or [..., K], as ``readout`` says.
+
+        Raises:
+            ValueError: training with noise and without a key, tokens out of range, and what ``scan`` raises.
+            TypeError: arguments of another kind, and what ``scan`` raises.
+        """
+        checks.check_choice("training", training, (None, False, True))
+        rates = self._check_rates(rates, key, training)
+        key = None if training is False else key
+        hs = self._embed(params, xs, "xs", "T, ..., ", lengths)
+        ys, last = self._run(params, hs, state, lengths, resets, key, rates)
+        return (ys, last) if return_state else ys
+
+    def step(self, params: ModelParams, x: Any, state: State | None = None) -> tuple[Array, State]:
+        """The output and the state after one input, (y [..., K], state); equal to ``apply`` on the whole sequence.
+
+        Args:
+            params: as ``init`` makes them.
+            x: [..., D], or tokens [...].
+            state: the state before the step; ``start(params)`` if ``None``.
+
+        Raises:
+            ValueError: a bidirectional model or readout "mean", which need the whole sequence; and what ``apply``
+                raises.
+            TypeError: arguments of another kind.
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional model cannot be stepped: its reverse layers begin at the end.")
+        if self.readout == "mean":
+            raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
+        x = np.asarray(x) if isinstance(x, int | np.generic) else x  # one token
+        row = self._embed(params, x, "x", "..., ")
+        ys, new_state = self._run(params, row[None], state, None, None, None, self.rates)
+        return (ys[0] if self.readout == "all" else ys), new_state
+
+    def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
+        """The state before the first step, [*batch, H] for every layer.
+
+        Raises:
+            TypeError: params of another kind, or a batch that is not a tuple.
+            ValueError: params of another model, or a size below 0.
+        """
+        self._check_params(params)
+        if not isinstance(batch, tuple | list):
+            raise TypeError(f"batch must be a tuple of sizes; got {checks.describe(batch)}.")
+        for i, size in enumerate(batch):
+            if not export.is_symbolic_dim(size):
+                checks.check_size(f"batch[{i}]", size, 0)
+        return self._first(params, batch)
+
+    def _run(
+        self,
+        params: ModelParams,
+        hs: Array,
+        state: State | None,
+        lengths: Array | None,
+        resets: Array | None,
+        key: Array | None,
+        rates: dict[str, Any],
+    ) -> tuple[Array, State]:
+        """What ``apply`` does with the rows hs [T, ..., D] that the first layer takes."""
+        batch = hs.shape[1:-1]
+        # A sequence that begins anew does so from the model's own first state, whatever state was carried in.
+        fresh = None if resets is None else self._first(params, batch)
+        state = self._first(params, batch) if state is None else self._checked(state, params, batch)
+        noise = {name: rate for name, rate in rates.items() if name != "dropout"}
+        end: Any = None
+        last, last_backward = [], []
+        for i, layer in enumerate(params.layers):
+            options: dict[str, Any] = {"cell": self.cell, "execution": self.execution, "lengths": lengths}
+            options |= {"resets": resets} | noise
+            reset_to = fresh and fresh.layers[i]
+            new, h_last = run(layer, hs, state.layers[i], reset_to=reset_to, key=_fold(key, 3 * i), **options)
+            new_end = h_last
+            last.append(h_last)
+            if params.backward is not None and state.backward is not None:
+                reset_to = fresh and fresh.backward and fresh.backward[i]
+                options |= {"reverse": True, "reset_to": reset_to, "key": _fold(key, 3 * i + 1)}
+                other, h_last = run(params.backward[i], hs, state.backward[i], **options)
+                last_backward.append(h_last)
+                new, new_end = self._merge(new, other), self._merge(new_end, h_last)
+            if self.residual and i > 0 and new.shape == hs.shape:
+                new, new_end = new + hs, new_end + end
+            if key is not None and not is_off(rates["dropout"]):
+                # The end of a sequence has a mask of its own; the readout says whether it or the steps are used.
+                shape = (len(new) + 1, *new.shape[1:])
+                mask = drop(jax.random.fold_in(key, 3 * i + 2), rates["dropout"], shape, new.dtype)
+                new, new_end = new * mask[:-1], new_end * mask[-1]
+            hs, end = new, new_end
+        ys = self._read_out(params, hs, end, lengths)
+        return ys, State(tuple(last), tuple(last_backward) or None)
+
+    def _width(self, layer: int) -> int:
+        """Features of a layer's output; layer -1 is the input."""
+        if layer < 0:
+            return self.embedding_size or self.input_size
+        return self.hidden_sizes[layer] * (2 if self.bidirectional == "concatenate" else 1)
+
+    def _draw_embedding(self, key: Array) -> Array | None:
+        if self.embedding_size is None:
+            return None
+        return jax.random.normal(key, (self.input_size, self.embedding_size), self.dtype) * self.embedding_size**-0.5
+
+    def _first(self, params: ModelParams, batch: Any) -> State:
+        if params.h0 is None:
+            zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
+            return State(zeros, zeros if self.bidirectional else None)
+        return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch, *h.shape)), params.h0)
+
+    def _merge(self, forward: Array, backward: Array) -> Array:
+        return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
+
+    def _embed(self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None) -> Array:
+        self._check_params(params)
+        if self.embedding_size is None:
+            check_features(name, xs, leading, params.layers[0], "W_h")
+            return xs
+        whole = isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer)
+        if not whole or (leading.startswith("T") and xs.ndim < 1):
+            shape = leading.removesuffix(", ")
+            raise TypeError(f"{name} must be tokens, whole numbers [{shape}]; got {checks.describe(xs)}.")
+        if lengths is not None:
+            check_lengths(lengths, xs.shape[0], xs.shape[1:])
+        if isinstance(xs, np.ndarray):  # reading a JAX array would wait for the device
+            checks.check_below(name, xs, self.input_size, "tokens of this model", lengths)
+        return jnp.take(params.embedding, xs, axis=0)
+
+    def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
+        rows = end if self.readout == "last" else hs
+        if self.readout == "mean":
+            steps = jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
+            rows = jnp.sum(hs, 0) / jnp.maximum(steps, 1).astype(hs.dtype)[..., None]
+        ys = Products(self.precision, self.compute_dtype)(rows, params.W_y)
+        return ys + like(params.b_y, ys)
+
+    def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
+        for name, rate in given.items():
+            checks.check_choice("a rate", name, tuple(self.rates))
+            checks.check_rate(name, rate)
+        rates = self.rates | given
+        noisy = [name for name, rate in rates.items() if not is_off(rate)]
+        if training and key is None and noisy:
+            raise ValueError(f"key must be given to train with {' and '.join(noisy)}; got None.")
+        if key is not None:
+            checks.check_key("key", key)
+        return rates
+
+    def _check_params(self, params: Any) -> None:
+        check_model_params(params)
+        widths, K = _widths(params.layers), self.output_size
+        readout = tuple(getattr(a, "shape", None) for a in (params.W_y, params.b_y))
+        if widths != self.hidden_sizes or readout != ((self._width(len(self.hidden_sizes) - 1), K), (K,)):
+            W_y, b_y = map(checks.describe, (params.W_y, params.b_y))
+            raise ValueError(
+                f"params must be those of this model, hidden sizes {self.hidden_sizes} and {K} outputs; "
+                f"got {widths}, W_y {W_y} and b_y {b_y}."
+            )
+        for name in ("W_y", "b_y"):
+            dtype = checks.dtype_of(params.layers[0].b_h)
+            checks.check_array(f"params.{name}", getattr(params, name), dtype, "the dtype of params.layers")
+        both = None if self.bidirectional is None else self.hidden_sizes
+        came = {
+            "backward": params.backward and _widths(params.backward),
+            "h0": params.h0 and tuple(tuple(h.shape[-1] for h in layers) for layers in params.h0 if layers),
+        }
+        wanted = {
+            "backward": both,
+            "h0": (self.hidden_sizes, both)[: 2 if both else 1] if self.learned_h0 else None,
+        }
+        if self.embedding_size is not None:  # without one, params may have an embedding whose rows are given as xs
+            came["embedding"] = None if params.embedding is None else jnp.shape(params.embedding)
+            wanted["embedding"] = (self.input_size, self.embedding_size)
+        for name, rule in wanted.items():
+            if came[name] != rule:
+                raise ValueError(f"params must be those of this model, whose {name} is {rule}; got {came[name]}.")
+
+    def _checked(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
+        if not isinstance(state, State):
+            raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
+        came, layers = (len(state.layers or ()), len(state.backward or ())), len(self.hidden_sizes)
+        wanted = (layers, layers if self.bidirectional else 0)
+        if came != wanted:
+            raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
+        for name in State._fields:
+            for i, layer in enumerate(getattr(params, name) or ()):
+                check_state(f"state.{name}[{i}]", getattr(state, name)[i], batch, layer)
+        return state
 
 
 def detach(state: Any) -> Any:
-    """The same state, through which no gradient flows: what truncated BPTT carries from chunk to chunk."""
+    """The same state without its gradient: what truncated BPTT carries from window to window."""
     return jax.tree.map(jax.lax.stop_gradient, state)
 
 
 def check_model(model: Any, *needed: str) -> None:
     """``model`` has the functions that are needed of one."""
     if not all(callable(getattr(model, name, None)) for name in needed):
-        raise TypeError(f"model must be a Model, as mgu_jax.model makes it; got {checks.describe(model)}.")
+        raise TypeError(f"model must be a Model, as mgu_jax.Model makes it; got {checks.describe(model)}.")
 
 
 def check_reads_on(state: Any) -> None:
-    """A state that is carried from window to window is one of layers that all run forward.
+    """``state`` can be carried from window to window: all layers run forward.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a layer runs in reverse.
     """
     if getattr(state, "backward", None) is not None:
         raise ValueError("a bidirectional model cannot read a stream in windows: its reverse layers begin at the end.")
 
 
-@lru_cache(maxsize=256)
-def _build(stack: Stack) -> Model:
-    """One object a specification, so that what was compiled for a model serves all that are like it."""
-    return Model(stack.init, stack.apply, stack.step, stack.start)
+def check_model_params(params: Any) -> None:
+    """``params`` are a model's."""
+    if not isinstance(params, ModelParams):
+        raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
 
 
-def model(
-    input_size: int,
-    hidden_sizes: tuple[int, ...],
-    output_size: int,
-    cell: Cell = MGU,
-    *,
-    readout: str = "all",
-    bidirectional: str | None = None,
-    residual: bool = False,
-    embedding_size: int | None = None,
-    learned_h0: bool = False,
-    dropout: float = 0.0,
-    recurrent_dropout: float = 0.0,
-    zoneout: float = 0.0,
-    dropconnect: float = 0.0,
-    initializer: str = "orthogonal",
-    implementation: str | None = None,
-    save: str = "gates",
-    chunk: int | None = None,
-    precision: Any = None,
-    compute_dtype: Any = None,
-    dtype: Any = jnp.float32,
-) -> Model:
-    """A stack of recurrent layers with a linear readout.
+def _widths(layers: Any) -> tuple[Any, ...]:
+    """H of each layer; ``None`` for one that is not a layer."""
+    layers = layers if isinstance(layers, tuple | list) else (layers,)
+    return tuple((getattr(getattr(layer, "b_h", None), "shape", ()) or (None,))[-1] for layer in layers)
 
-    Args:
-        input_size: D; with an embedding, the number V of different tokens.
-        hidden_sizes: H of every layer, the first first.
-        output_size: K.
-        cell: the member of the family that all layers use.
-        readout: "all" gives ys [T, ..., K] from every step; "last" gives ys [..., K] from the last valid step (of
-            reverse layers: the first); "mean" gives ys [..., K] from the mean over the valid steps.
-        bidirectional: "concatenate" or "sum": every layer also runs in reverse, and what both hand on is put together.
-        residual: a layer's input is added to its output, from the second layer on and where the widths agree.
-        embedding_size: features of a token; xs are then whole numbers [T, ...].
-        learned_h0: the state before the first step is a parameter, zero at first.
-        dropout: on what each layer hands on, to the next layer or to the readout.
-        recurrent_dropout, zoneout, dropconnect: as ``scan`` takes them.
-        initializer, dtype: as ``init`` takes them; the readout's W_y is Glorot's, its b_y zero.
-        implementation, save, chunk, precision, compute_dtype: as ``scan`` takes them.
 
-    Returns:
-        ``Model(init, apply, step, start)``.
-
-        ``init(key, forget_bias=-1.0, initial_scale=1.0) -> ModelParams``: ``forget_bias`` as in ``mgu_jax.init``,
-        ``initial_scale`` multiplies every initial weight W and U, and W_y (no bias, no embedding); both may be traced.
-
-        ``apply(params, xs, state=None, lengths=None, resets=None, key=None, training=None, return_state=False,
-        **rates) -> ys``, or ``(ys, state)``: xs [T, ..., D] (or tokens [T, ...]; NumPy's are looked at, JAX's are taken
-        as they are), ``lengths`` and ``resets`` as in ``scan``, but that resets go back to the model's own first state,
-        also where ``state`` is another. Noise needs a key and is off without one; ``training=True`` insists on it,
-        ``training=False`` turns it off. ``dropout=``, ``recurrent_dropout=``, ``zoneout=`` and ``dropconnect=`` replace
-        the model's own rates for this call, and may be traced.
-
-        ``step(params, x, state=None) -> (y, state)``: one input at a time, x [..., D], equal to ``apply`` on the whole.
-
-        ``start(params, batch=()) -> state``: the state before the first step, [*batch, H] of every layer.
-
-    Raises:
-        ValueError: a size below 1, no hidden size, an unknown name, or a rate outside of [0, 1); from apply, training
-            with noise and without a key; from step, a model that has to see the whole sequence.
-        TypeError: a rate that is traced; from init, a key that is not one PRNG key; from the others, arguments of
-            another kind, and what ``scan`` raises.
-    """
-    check_cell(cell)
-    checks.check_size("input_size", input_size)
-    checks.check_size("output_size", output_size)
-    if embedding_size is not None:
-        checks.check_size("embedding_size", embedding_size)
-    if not isinstance(hidden_sizes, tuple | list) or not hidden_sizes:
-        raise ValueError(f"hidden_sizes must be a tuple of at least one width; got {hidden_sizes!r}.")
-    for i, size in enumerate(hidden_sizes):
-        checks.check_size(f"hidden_sizes[{i}]", size)
-    checks.check_choice("readout", readout, ("all", "last", "mean"))
-    checks.check_choice("bidirectional", bidirectional, (None, "concatenate", "sum"))
-    checks.check_choice("residual", residual, (False, True))
-    checks.check_choice("learned_h0", learned_h0, (False, True))
-    checks.check_choice("initializer", initializer, INITIALIZERS)
-    check_implementation(implementation, cell)
-    check_memory(save, chunk, implementation)
-    checks.check_floating("dtype", dtype)
-    Products(precision, checks.dtype_name("compute_dtype", compute_dtype))  # which checks them
-    rates = {
-        "dropout": dropout,
-        "recurrent_dropout": recurrent_dropout,
-        "zoneout": zoneout,
-        "dropconnect": dropconnect,
-    }
-    for name, rate in rates.items():
-        checks.check_rate(name, rate)
-        if not checks.is_concrete(rate):
-            raise TypeError(
-                f"{name} must be known where the model is made (apply takes a traced one); got {checks.describe(rate)}."
-            )
-    # A size of NumPy's is no JSON, and equals the plain one that the cache may have to find.
-    stack = Stack(
-        int(input_size),
-        tuple(map(int, hidden_sizes)),
-        int(output_size),
-        cell,
-        readout,
-        bidirectional,
-        bool(residual),
-        None if embedding_size is None else int(embedding_size),
-        bool(learned_h0),
-        initializer,
-        implementation,
-        save,
-        None if chunk is None else int(chunk),
-        precision,
-        checks.dtype_name("compute_dtype", compute_dtype),
-        jnp.dtype(dtype),
-        tuple((name, float(rate)) for name, rate in rates.items()),
-    )
-    return _build(stack)
+def _fold(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)

@@ -4,6 +4,7 @@
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.bptt import Marks, Plan, bptt, entering
-from mgu_jax.cell import advance, arrange, project
-from mgu_jax.chunks import SAVE, is_known
-from mgu_jax.family import MGU, Cell, check_cell
-from mgu_jax.noise import Rates, mask_weights, sample
-from mgu_jax.parallel import parallel
-from mgu_jax.params import Params
-from mgu_jax.products import Products
-from mgu_jax.reverse_only import reverse_only
+from mgu_jax.layer.bptt import Marks, Plan, bptt, entering
+from mgu_jax.layer.cell import advance, arrange, project
+from mgu_jax.layer.family import MGU, Cell, check_cell
+from mgu_jax.layer.noise import Rates, mask_weights, sample
+from mgu_jax.layer.parallel import parallel
+from mgu_jax.layer.params import Params, check_features, check_lengths, check_params, check_resets, check_state
+from mgu_jax.layer.products import Products
+from mgu_jax.layer.reverse_only import reverse_only
+from mgu_jax.layer.segments import SAVE, is_known
 
 
 @partial(jax.jit, static_argnums=0)
@@ -63,26 +64,45 @@ def _varying(tree: Any) -> Any:
 IMPLEMENTATIONS = {"manual": _manual, "autodiff": definition, "parallel": parallel}
 
 
-def check_implementation(implementation: Any, cell: Cell) -> None:
-    """The name is known, and the implementation can serve the cell."""
-    checks.check_choice("implementation", implementation, (None, *IMPLEMENTATIONS))
-    if implementation == "parallel" and not cell.linear:
-        raise ValueError(
-            "implementation 'parallel' needs a cell whose gate and candidate do not see the state, such as MIN_GRU; "
-            f"got gate={cell.gate!r}, candidate={cell.candidate!r}."
-        )
+@dataclass(frozen=True)
+class Execution:
+    """How a sequence is run, apart from what is computed; ``scan`` says what each option means.
 
+    Raises:
+        TypeError: a compute_dtype that is not a dtype.
+        ValueError: an unknown name, a segment below 1, or save or segment for an implementation that does not use them.
+    """
 
-def check_memory(save: Any, chunk: Any, implementation: Any) -> None:
-    """Both are known, and the implementation has a backward pass of its own to use them."""
-    checks.check_choice("save", save, SAVE)
-    if chunk is not None:
-        checks.check_size("chunk", chunk)
-    if implementation not in (None, "manual") and (save != "gates" or chunk is not None):
-        raise ValueError(
-            f"save and chunk must be left out where implementation is {implementation!r} (only 'manual' uses them); "
-            f"got {save!r} and {chunk!r}."
-        )
+    implementation: str | None = None
+    save: str = "gates"
+    segment: int | None = None
+    precision: Any = None
+    compute_dtype: Any = None
+
+    def __post_init__(self) -> None:
+        checks.check_choice("implementation", self.implementation, (None, *IMPLEMENTATIONS))
+        checks.check_choice("save", self.save, SAVE)
+        if self.segment is not None:
+            checks.check_size("segment", self.segment)
+        if self.implementation not in (None, "manual") and (self.save != "gates" or self.segment is not None):
+            raise ValueError(
+                f"save and segment must be left out where implementation is {self.implementation!r} (only 'manual' "
+                f"uses them); got {self.save!r} and {self.segment!r}."
+            )
+        object.__setattr__(self, "compute_dtype", checks.dtype_name("compute_dtype", self.compute_dtype))
+        Products(self.precision, self.compute_dtype)  # which checks them
+
+    def check(self, cell: Cell) -> None:
+        """Raise ValueError, with the reason, if the implementation cannot serve the cell."""
+        if self.implementation == "parallel" and not cell.linear:
+            raise ValueError(
+                "implementation 'parallel' needs a cell whose gate and candidate do not see the state, such as "
+                f"MIN_GRU; got gate={cell.gate!r}, candidate={cell.candidate!r}."
+            )
+
+    def plan(self, cell: Cell, reverse: bool) -> Plan:
+        """The static part of one run over time."""
+        return Plan(cell, reverse, Products(self.precision, self.compute_dtype), self.save, self.segment)
 
 
 def scan(
@@ -97,7 +117,7 @@ def scan(
     reverse: bool = False,
     implementation: str | None = None,
     save: str = "gates",
-    chunk: int | None = None,
+    segment: int | None = None,
     precision: Any = None,
     compute_dtype: Any = None,
     key: Array | None = None,
@@ -118,13 +138,13 @@ def scan(
         reset_to: [..., H], the state that resets put in; h0 if ``None``. Give it where h0 is carried on from a part of
             the sequence that came before.
         reverse: run from the last step (of each sequence's own length) to the first; hs stays in the order of time.
-        implementation: "manual" (the hand-written backward of ``mgu_jax.bptt``; reverse mode only), "autodiff" (the
+        implementation: "manual" (the hand-written backward of ``layer.bptt``; reverse mode only), "autodiff" (the
             definition, differentiated by JAX in any mode; slower) or "parallel" (all steps at once, for members that
             are linear in the state, such as MIN_GRU). ``None`` is "manual".
         save: what "manual" keeps for its backward pass: "gates" (every state and gate; fastest, but for very long T),
-            "states" (the states; gates are computed again) or "chunks" (one state a chunk; all is computed again, and
-            where the loss needs h_last alone, memory grows with the square root of T).
-        chunk: how many steps "manual" takes together outside of its loop; ``None`` picks by T, B, H and the backend.
+            "states" (the states; gates are computed again) or "segments" (one state per segment; all else is computed
+            again, and if the loss needs only h_last, memory grows with the square root of T).
+        segment: how many steps "manual" takes together outside of its loop; ``None`` picks by T, B, H and the backend.
         precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
             ``jax.lax.DotAlgorithmPreset``.
         compute_dtype: such as ``jnp.bfloat16``: operands of products are rounded to it, forward and backward, while
@@ -143,26 +163,59 @@ def scan(
         TypeError: an argument is no array, or not of the dtype that it has to have; at differentiation, forward mode
             through "manual".
         ValueError: shapes that do not fit each other, lengths outside of [0, T], a rate outside of [0, 1), an unknown
-            name, a chunk below 1, reset_to without resets, an implementation that cannot serve the cell, or save or
-            chunk with one that is not "manual".
+            name, a segment below 1, reset_to without resets, an implementation that cannot serve the cell, or save or
+            segment with one that is not "manual".
     """
+    return run(
+        params,
+        xs,
+        h0,
+        cell=cell,
+        execution=Execution(implementation, save, segment, precision, compute_dtype),
+        lengths=lengths,
+        resets=resets,
+        reset_to=reset_to,
+        reverse=reverse,
+        key=key,
+        recurrent_dropout=recurrent_dropout,
+        zoneout=zoneout,
+        dropconnect=dropconnect,
+    )
+
+
+def run(
+    params: Params,
+    xs: Array,
+    h0: Array | None,
+    *,
+    cell: Cell,
+    execution: Execution,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reset_to: Array | None = None,
+    reverse: bool = False,
+    key: Array | None = None,
+    recurrent_dropout: Any = 0.0,
+    zoneout: Any = 0.0,
+    dropconnect: Any = 0.0,
+) -> tuple[Array, Array]:
+    """``scan``, with the options of execution as one value."""
     check_cell(cell)
-    check_implementation(implementation, cell)
+    execution.check(cell)
     checks.check_choice("reverse", reverse, (False, True))
-    check_memory(save, chunk, implementation)
-    _, hidden_size = checks.check_params(params, cell)
-    checks.check_features("xs", xs, "T, ..., ", params, "W_h")
+    _, hidden_size = check_params(params, cell)
+    check_features("xs", xs, "T, ..., ", params, "W_h")
     steps, *batch, features = xs.shape
-    if implementation == "parallel" and not is_known(steps):
+    if execution.implementation == "parallel" and not is_known(steps):
         raise ValueError(f"implementation 'parallel' needs a number of steps that is known; got {steps}.")
     dtype = checks.dtype_of(params.W_h)
     if h0 is None:
         h0 = jnp.zeros((*batch, hidden_size), dtype)
-    checks.check_state("h0", h0, tuple(batch), params)
-    checks.check_lengths(lengths, steps, tuple(batch))
-    checks.check_resets(resets, (steps, *batch))
+    check_state("h0", h0, tuple(batch), params)
+    check_lengths(lengths, steps, tuple(batch))
+    check_resets(resets, (steps, *batch))
     if reset_to is not None:
-        checks.check_state("reset_to", reset_to, tuple(batch), params)
+        check_state("reset_to", reset_to, tuple(batch), params)
         if resets is None:
             raise ValueError(f"reset_to must be left out where resets is; got {checks.describe(reset_to)}.")
     rates = Rates(recurrent_dropout, zoneout, dropconnect)
@@ -184,10 +237,8 @@ def scan(
         k = valid.astype(dtype) if k is None else jnp.where(valid, k, 0)
         reset = None if reset is None else reset & valid
 
-    product = Products(precision, checks.dtype_name("compute_dtype", compute_dtype))
-    plan = Plan(cell, reverse, product, save, chunk)
     arguments = _varying((params, xs, h0, h_r, Marks(k, reset, m)))
-    hs, h_last = IMPLEMENTATIONS[implementation or "manual"](plan, *arguments)
+    hs, h_last = IMPLEMENTATIONS[execution.implementation or "manual"](execution.plan(cell, reverse), *arguments)
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (steps, *batch, hidden_size)), jnp.reshape(h_last, (*batch, hidden_size))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import mgu_jax as mgu
-from mgu_jax import noise
 from mgu_jax.gradients import relative_error
+from mgu_jax.layer import noise
 from mgu_jax.sequence import IMPLEMENTATIONS
 from tests import oracle
 
@@ -106,10 +106,10 @@ def named(dparams, dxs, dh0, dreset_to=None):
     return {k: v for k, v in found.items() if v is not None}
 
 
-def expected(case, cell, *, key=None, dropconnect=0.0, save=None, chunk=None, **options):
+def expected(case, cell, *, key=None, dropconnect=0.0, save=None, segment=None, **options):
     """The same by the oracle, whatever the number of batch axes; noise is drawn as scan draws it.
 
-    ``save`` and ``chunk`` change nothing here, which is their law.
+    ``save`` and ``segment`` change nothing here, which is their law.
     """
     T, *batch, D = case.xs.shape
     H, B = case.h0.shape[-1], int(np.prod(batch))

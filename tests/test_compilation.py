@@ -143,15 +143,15 @@ def products(jaxpr):
     return sum(e.primitive.name == "dot_general" for e in jaxpr.eqns) + sum(map(products, inner(jaxpr)))
 
 
-@pytest.mark.parametrize(("reverse", "chunk"), [(False, None), (True, None), (False, 4)])
+@pytest.mark.parametrize(("reverse", "segment"), [(False, None), (True, None), (False, 4)])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_no_product_too_many_inside_the_loops(name, reverse, chunk):
+def test_no_product_too_many_inside_the_loops(name, reverse, segment):
     """Input products and weight gradients stand outside of the loops; where one of width 2H serves, it does."""
     cell, xs = laws.NAMED[name], jnp.zeros((8, 2, 3))
     params = mgu.init(jax.random.key(0), 3, 4, cell)
 
     def loss(params, xs):
-        return jnp.sum(mgu.scan(params, xs, reverse=reverse, chunk=chunk, cell=cell)[0] ** 2)
+        return jnp.sum(mgu.scan(params, xs, reverse=reverse, segment=segment, cell=cell)[0] ** 2)
 
     program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, xs).jaxpr
     bodies = [products(body) for body in loops(program)]
@@ -169,7 +169,7 @@ def temporaries(T, save, of):
     return used.temp_size_in_bytes / (T * 2 * 16 * 4)
 
 
-@pytest.mark.parametrize(("save", "most"), [("gates", 5.6), ("states", 4.0), ("chunks", 2.6)])
+@pytest.mark.parametrize(("save", "most"), [("gates", 5.6), ("states", 4.0), ("segments", 2.6)])
 def test_memory_of_a_gradient(save, most):
     """In units of all states: the loss that uses all of them takes two itself."""
     assert temporaries(65_536, save, 0) <= most
@@ -177,5 +177,5 @@ def test_memory_of_a_gradient(save, most):
 
 def test_memory_grows_as_the_square_root_of_time():
     """A hundred times the steps, ten times the memory."""
-    short, long = (T * temporaries(T, "chunks", 1) for T in (1_000, 100_000))
+    short, long = (T * temporaries(T, "segments", 1) for T in (1_000, 100_000))
     assert long < 15 * short

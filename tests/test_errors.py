@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax import checkpoint, losses
 from mgu_jax.interop import convert, export, files
-from mgu_jax.reverse_only import SENTENCE
+from mgu_jax.layer.reverse_only import SENTENCE
+from mgu_jax.training import checkpoint, losses
 
 KEY = jax.random.key(0)
 
@@ -127,14 +127,14 @@ SCAN = [
     (ValueError, {"reverse": H0}, "reverse must be one of False, True; got float32 [8, 64]."),
     (ValueError, {"precision": 3}, "precision must be one of None, 'default', 'high', 'highest'; got 3."),
     (TypeError, {"key": 3}, "key must be one PRNG key, as jax.random.key(0) makes it; got 3."),
-    (ValueError, {"save": "all"}, "save must be one of 'gates', 'states', 'chunks'; got 'all'."),
-    (ValueError, {"save": None}, "save must be one of 'gates', 'states', 'chunks'; got None."),
-    (ValueError, {"chunk": 0}, "chunk must be a whole number of at least 1; got 0."),
-    (ValueError, {"chunk": 2.5}, "chunk must be a whole number of at least 1; got 2.5."),
+    (ValueError, {"save": "all"}, "save must be one of 'gates', 'states', 'segments'; got 'all'."),
+    (ValueError, {"save": None}, "save must be one of 'gates', 'states', 'segments'; got None."),
+    (ValueError, {"segment": 0}, "segment must be a whole number of at least 1; got 0."),
+    (ValueError, {"segment": 2.5}, "segment must be a whole number of at least 1; got 2.5."),
     (
         ValueError,
         {"save": "states", "implementation": "autodiff"},
-        "save and chunk must be left out where implementation is 'autodiff' (only 'manual' uses them); "
+        "save and segment must be left out where implementation is 'autodiff' (only 'manual' uses them); "
         "got 'states' and None.",
     ),
 ]
@@ -336,21 +336,21 @@ MODEL = [
     ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'."),
     ({"residual": "none"}, "residual must be one of False, True; got 'none'."),
     ({"learned_h0": "zeros"}, "learned_h0 must be one of False, True; got 'zeros'."),
-    ({"save": "some"}, "save must be one of 'gates', 'states', 'chunks'; got 'some'."),
+    ({"save": "some"}, "save must be one of 'gates', 'states', 'segments'; got 'some'."),
 ]
 
 
 @pytest.mark.parametrize(("wrong", "text"), MODEL, ids=[text[:50] for *_, text in MODEL])
 def test_model(wrong, text):
     arguments = {"input_size": 3, "hidden_sizes": (4,), "output_size": 2} | wrong
-    assert raised(ValueError, lambda: mgu.model(**arguments)) == text
+    assert raised(ValueError, lambda: mgu.Model(**arguments)) == text
 
 
 def test_model_apply(params):
-    model = mgu.model(32, (64,), 3)
+    model = mgu.Model(32, (64,), 3)
     text = raised(TypeError, lambda: model.apply(params, XS))
     assert text == "params must be a ModelParams, as model.init makes it; got a Params."
-    other = mgu.model(32, (64, 32), 3)
+    other = mgu.Model(32, (64, 32), 3)
     text = raised(ValueError, lambda: model.apply(other.init(KEY), XS))
     assert text == (
         "params must be those of this model, hidden sizes (64,) and 3 outputs; "
@@ -384,7 +384,7 @@ APPLY = [
 
 @pytest.mark.parametrize(("kind", "wrong", "text"), APPLY, ids=[text[:50] for *_, text in APPLY])
 def test_model_apply_options(kind, wrong, text):
-    model = mgu.model(32, (64,), 3, dropout=0.2, zoneout=0.1)
+    model = mgu.Model(32, (64,), 3, dropout=0.2, zoneout=0.1)
     assert raised(kind, lambda: model.apply(model.init(KEY), XS, **wrong)) == text
 
 
@@ -397,7 +397,7 @@ def test_model_apply_options(kind, wrong, text):
     ],
 )
 def test_a_state_of_another_model(bidirectional, state, text):
-    model = mgu.model(32, (64,), 3, bidirectional=bidirectional)
+    model = mgu.Model(32, (64,), 3, bidirectional=bidirectional)
     assert raised(ValueError, lambda: model.apply(model.init(KEY), XS, state=state)) == text
 
 
@@ -415,14 +415,14 @@ OTHERS = [
 def test_params_of_another_model(options, others, text):
     """What one has and the other has not would be left out, or made up, without a word."""
     sizes = {"input_size": 5, "hidden_sizes": (4,), "output_size": 2}
-    model, other = mgu.model(**sizes | options), mgu.model(**sizes | others)
+    model, other = mgu.Model(**sizes | options), mgu.Model(**sizes | others)
     xs = jnp.zeros((3, 2), int) if "embedding_size" in options else jnp.zeros((3, 2, 5))
     said = raised(ValueError, lambda: model.apply(other.init(KEY), xs))
     assert said == f"params must be those of this model, whose {text}"
 
 
 def test_tokens():
-    model = mgu.model(10, (4,), 3, embedding_size=2)
+    model = mgu.Model(10, (4,), 3, embedding_size=2)
     text = raised(TypeError, lambda: model.apply(model.init(KEY), XS))
     assert text == "xs must be tokens, whole numbers [T, ...]; got float32 [100, 8, 32]."
     text = raised(ValueError, lambda: model.apply(model.init(KEY), np.ones((5, 2), int), lengths=np.ones(3, int)))
@@ -464,12 +464,12 @@ READOUT = "params must be those of this model, hidden sizes (64,) and 3 outputs;
     ],
 )
 def test_a_readout_of_another_model(kind, wrong, text):
-    model = mgu.model(32, (64,), 3)
+    model = mgu.Model(32, (64,), 3)
     assert raised(kind, lambda: model.apply(model.init(KEY)._replace(**wrong), XS)) == text
 
 
 def test_the_first_state():
-    model = mgu.model(32, (64,), 3)
+    model = mgu.Model(32, (64,), 3)
     params = model.init(KEY)
     assert raised(TypeError, lambda: model.start(None)).startswith("params must be a ModelParams")
     assert raised(TypeError, lambda: model.start(params, 2)) == "batch must be a tuple of sizes; got 2."
@@ -480,7 +480,7 @@ def test_the_first_state():
 
 
 def test_a_token_that_is_stepped():
-    model = mgu.model(10, (4,), 3, embedding_size=2)
+    model = mgu.Model(10, (4,), 3, embedding_size=2)
     params = model.init(KEY)
     for x in (np.array([1, 10]), np.int64(10), 10):
         text = raised(ValueError, lambda x=x: model.step(params, x))
@@ -492,24 +492,24 @@ def test_a_token_that_is_stepped():
 
 
 def test_a_rate_that_is_not_known_yet():
-    text = raised(TypeError, lambda: jax.jit(lambda rate: mgu.model(3, (4,), 2, dropout=rate).init(KEY))(0.1))
+    text = raised(TypeError, lambda: jax.jit(lambda rate: mgu.Model(3, (4,), 2, dropout=rate).init(KEY))(0.1))
     assert text == "dropout must be known where the model is made (apply takes a traced one); got float32 []."
 
 
 def test_what_is_stepped_is_called_x():
-    model = mgu.model(32, (64,), 3)
+    model = mgu.Model(32, (64,), 3)
     assert raised(TypeError, lambda: model.step(model.init(KEY), None)) == "x must be an array; got None."
     text = raised(ValueError, lambda: model.step(model.init(KEY), jnp.zeros((2, 7))))
     assert text == "x must have shape [..., 32] (params.W_h is [32, 64]); got [2, 7]."
 
 
 def test_metrics_and_a_summary():
-    model = mgu.model(3, (4,), 2, readout="last")
+    model = mgu.Model(3, (4,), 2, readout="last")
     params = model.init(KEY)
     text = raised(TypeError, lambda: mgu.evaluate(model, params, data(), 3))
     assert text == "metrics must be a tuple of functions, at least one; got 3."
     text = raised(TypeError, lambda: mgu.evaluate(None, params, data(), (losses.accuracy,)))
-    assert text == "model must be a Model, as mgu_jax.model makes it; got None."
+    assert text == "model must be a Model, as mgu_jax.Model makes it; got None."
     text = raised(TypeError, lambda: mgu.evaluate(model, params, data(), (lambda ys, targets: ys,)))
     assert text == "what <lambda> returns must be a number; got float32 [4, 2]."
     for label in (-1, 2):  # which would be taken for the last class, and for nan
@@ -533,7 +533,7 @@ def test_what_cannot_be_stepped():
         ({"bidirectional": "sum"}, "a bidirectional model cannot be stepped: its reverse layers begin at the end."),
         ({"readout": "mean"}, "a model with readout 'mean' cannot be stepped: it reads out the whole sequence."),
     ):
-        model = mgu.model(32, (64,), 3, **options)
+        model = mgu.Model(32, (64,), 3, **options)
         assert raised(ValueError, lambda model=model: model.step(model.init(KEY), XS[0])) == text
 
 
@@ -577,33 +577,33 @@ TRAIN = [
     (TypeError, {"hyper": 3e-3}, "hyper must be a Hyper; got 0.003."),
     (TypeError, {"recipe": 3}, "recipe must be a Recipe; got 3."),
     (TypeError, {"state": KEY}, "state must be a TrainState; got key<fry> []."),
-    (TypeError, {"on_chunk": 3}, "on_chunk must be a function; got 3."),
+    (TypeError, {"on_call": 3}, "on_call must be a function; got 3."),
     (TypeError, {"validation": 3}, "validation must be a Validation; got 3."),
     (ValueError, {"data": data(0)}, "data must have at least as many samples as a batch, 2; got 0."),
     (ValueError, {"data": data(1)}, "data must have at least as many samples as a batch, 2; got 1."),
     (ValueError, {"steps": 0}, "steps must be a whole number of at least 1; got 0."),
-    (ValueError, {"chunk_steps": 0}, "chunk_steps must be a whole number of at least 1; got 0."),
+    (ValueError, {"steps_per_call": 0}, "steps_per_call must be a whole number of at least 1; got 0."),
     (TypeError, {"key": 1}, "key must be one PRNG key, as jax.random.key(0) makes it; got 1."),
 ]
 
 
 @pytest.mark.parametrize(("kind", "wrong", "text"), TRAIN, ids=[text[:50] for *_, text in TRAIN])
 def test_fit(kind, wrong, text):
-    recipe = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), batch_size=2)
+    recipe = mgu.Recipe(mgu.Model(3, (4,), 2, readout="last"), batch_size=2)
     arguments = {"recipe": recipe, "data": data(), "steps": 1, "key": KEY} | wrong
     assert raised(kind, lambda: mgu.fit(**arguments)) == text
 
 
 @pytest.mark.parametrize(("value", "came"), [([1e-3, 1e-2], "a list"), ((1e-3,), "a tuple"), ("fast", "'fast'")])
 def test_settings_of_a_sweep(value, came):
-    recipe, hyper = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), batch_size=2), mgu.Hyper(learning_rate=value)
+    recipe, hyper = mgu.Recipe(mgu.Model(3, (4,), 2, readout="last"), batch_size=2), mgu.Hyper(learning_rate=value)
     text = raised(TypeError, lambda: mgu.sweep(recipe, data(), hyper=hyper, keys=jax.random.split(KEY, 1), steps=1))
     assert text == f"hyper.learning_rate must be a number or an array of them; got {came}."
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
 def test_an_optimizer_whose_epsilon_is_zero(name):
-    model = mgu.model(3, (4,), 2, readout="last", dtype="float16")
+    model = mgu.Model(3, (4,), 2, readout="last", dtype="float16")
     recipe = mgu.Recipe(model, batch_size=2, optimizer=name)
     assert raised(TypeError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY)) == (
         f"optimizer {name!r} needs params of float32, float64 or bfloat16, since its epsilon of 1e-8 is zero in "
@@ -612,19 +612,19 @@ def test_an_optimizer_whose_epsilon_is_zero(name):
 
 
 def test_a_loss_of_many_numbers():
-    recipe = mgu.Recipe(mgu.model(3, (4,), 2, readout="last"), lambda ys, targets: ys[:, 0], batch_size=2)
+    recipe = mgu.Recipe(mgu.Model(3, (4,), 2, readout="last"), lambda ys, targets: ys[:, 0], batch_size=2)
     text = raised(TypeError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY))
     assert text == "what <lambda> returns must be a number; got float32 [2]."
 
 
 def test_labels_for_a_model_that_reads_out_every_step():
-    recipe = mgu.Recipe(mgu.model(3, (4,), 2), batch_size=2)
+    recipe = mgu.Recipe(mgu.Model(3, (4,), 2), batch_size=2)
     text = raised(ValueError, lambda: mgu.fit(recipe, data(), steps=1, key=KEY))
     assert text == "targets must be whole numbers [5, 2] (the model gives [5, 2, 2]); got int32 [2]."
 
 
 def test_recipe():
-    model = mgu.model(3, (4,), 2)
+    model = mgu.Model(3, (4,), 2)
     text = raised(TypeError, lambda: mgu.Recipe(model, loss="cross_entropy"))
     assert text == "loss must be a function, such as mgu_jax.losses.cross_entropy; got 'cross_entropy'."
     text = raised(TypeError, lambda: mgu.Recipe(model, optimizer=optax.adam(1e-3)))

@@ -1,10 +1,12 @@
-"""The shape of the house: the corridor of imports, what importing does, what is documented, what the wheel holds."""
+"""The shape of the house: which room imports which, what importing does, what is documented, what the wheel holds."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,94 +18,72 @@ import mgu_jax as mgu
 
 ROOT = Path(__file__).parent.parent
 
-# Each file imports only from those above it.
-CORRIDOR = [
-    "extras",
-    "params",
-    "checks",
-    "family",
-    "initial",
-    "products",
-    "layer_norm",
-    "cell",
-    "chunks",
-    "reverse_only",
-    "bptt",
-    "parallel",
-    "noise",
-    "sequence",
-    "gradients",
-    "stack",
-    "model",
-    "losses",
-    "optimizers",
-    "settings",
-    "devices",
-    "feed",
-    "sidecar",
-    "train",
-    "evaluation",
-    "validation",
-    "progress",
-    "fit",
-    "sweep",
-    "halving",
-    "checkpoint",
-    "__init__",
-    "interop.__init__",
-    "interop.convert",
-    "interop.weights",
-    "interop.files",
-    "interop.pretrained",
-    "interop.export",
-    "interop.onnx",
-    "interop.layers",
-    "interop.flax_layout",
-    "interop.flax_nnx",
-    "interop.flax_linen",
-    "interop.equinox",
-]
+# A room imports from itself and from those above it in this list. interop also leaves training alone, and nothing
+# imports interop.
+ROOMS = ["checks", "layer", "kernels", "sequence", "model", "dynamics", "training", "interop", "__init__"]
+BESIDE = {"extras": "checks", "gradients": "sequence"}  # files that share a room with the one named
 
 
-def imported(path):
-    """The modules of mgu_jax that a file imports."""
+def room_of(module):
+    """The room of a module of mgu_jax, named without "mgu_jax."."""
+    first = module.split(".")[0] or "__init__"
+    return BESIDE.get(first, first)
+
+
+def modules(house):
+    """Dotted name -> path, for every file of a package."""
+    return {".".join(path.relative_to(house).with_suffix("").parts): path for path in house.rglob("*.py")}
+
+
+def imported(path, known):
+    """The modules among ``known`` that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mgu_jax":
-            inner = node.module.partition(".")[2]
-            if inner in ("", "interop"):
-                yield from (".".join(filter(None, [inner, alias.name])) for alias in node.names)
-            else:
-                yield inner
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative imports hide the corridor"
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide where a name comes from"
+            package, _, inner = (node.module or "").partition(".")
+            if package == "mgu_jax":
+                for alias in node.names:
+                    full = f"{inner}.{alias.name}".strip(".")
+                    yield full if full in known else inner or "__init__"
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "mgu_jax":
-                    yield alias.name.partition(".")[2]
+                    yield alias.name.partition(".")[2] or "__init__"
 
 
-def test_the_corridor_of_imports_is_straight():
-    house = ROOT / "mgu_jax"
-    files = {".".join(path.relative_to(house).with_suffix("").parts): path for path in house.rglob("*.py")}
-    assert sorted(files) == sorted(CORRIDOR)
-    for stem, path in files.items():
-        place = CORRIDOR.index(stem)
-        for name in imported(path):
-            assert CORRIDOR.index(name) < place, f"{stem} imports {name}, which does not stand above it"
+def check_rooms(house):
+    """Raise AssertionError for an import that runs upward, and graphlib.CycleError for a circle."""
+    files = modules(house)
+    arrows = {name: set(imported(path, files)) for name, path in files.items()}
+    for name, targets in arrows.items():
+        for target in targets:
+            here, there = room_of(name), room_of(target)
+            assert ROOMS.index(there) <= ROOMS.index(here), f"{name} imports {target}, which stands below it"
+            assert (here, there) != ("interop", "training"), f"{name} imports {target}"
+    graphlib.TopologicalSorter(arrows).prepare()
 
 
-def test_a_broken_corridor_is_noticed(tmp_path):
-    path = tmp_path / "params.py"
-    path.write_text(
-        "import jax\nfrom mgu_jax import cell\nfrom mgu_jax.bptt import bptt\nimport mgu_jax.train\n"
-        "from mgu_jax.interop import files\nfrom mgu_jax.interop.convert import convert\n"
-    )
-    assert list(imported(path)) == ["cell", "bptt", "train", "interop.files", "interop.convert"]
+def test_rooms_import_downward_only_and_without_a_circle():
+    check_rooms(ROOT / "mgu_jax")
 
 
-def test_files_stay_small():
-    for path in [*(ROOT / "mgu_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
-        assert len(path.read_text().splitlines()) <= 300, path.name
+@pytest.mark.parametrize(
+    ("name", "line", "error"),
+    [
+        ("layer/params.py", "from mgu_jax.training import fit", AssertionError),
+        ("layer/params.py", "import mgu_jax", AssertionError),
+        ("layer/params.py", "from mgu_jax.layer import cell", graphlib.CycleError),
+        ("interop/files.py", "from mgu_jax.training.fit import fit", AssertionError),
+        ("interop/files.py", "from . import convert", AssertionError),
+        ("model.py", "import mgu_jax.interop.files", AssertionError),
+    ],
+)
+def test_a_wrong_import_is_noticed(name, line, error, tmp_path):
+    house = tmp_path / "mgu_jax"
+    shutil.copytree(ROOT / "mgu_jax", house, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    (house / name).write_text(line + "\n" + (house / name).read_text())
+    with pytest.raises(error):
+        check_rooms(house)
 
 
 IMPORT = """
@@ -157,7 +137,7 @@ def test_public_names_are_documented(name, value):
     assert not text.startswith(f"{name}("), "a docstring of its own, not the one that NamedTuple makes"
 
 
-@pytest.mark.parametrize("name", ["init", "step", "step_backward", "scan", "check_gradients", "model", "fit"])
+@pytest.mark.parametrize("name", ["init", "step", "step_backward", "scan", "check_gradients", "Model", "fit"])
 def test_docstrings_give_shapes_and_errors(name):
     text = getattr(mgu, name).__doc__
     assert "Raises:" in text
@@ -178,7 +158,7 @@ def test_the_wheel_holds_the_package_alone_and_imports(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"mgu_jax", f"mgu_jax-{mgu.__version__}.dist-info"}
-    assert {f"mgu_jax/{name.replace('.', '/')}.py" for name in CORRIDOR} <= set(names)
+    assert {f"mgu_jax/{name.replace('.', '/')}.py" for name in modules(ROOT / "mgu_jax")} <= set(names)
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import mgu_jax; print(mgu_jax.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ".whl" in done.stdout

@@ -22,7 +22,7 @@ def close(a, b, tolerance=1e-5):
 
 def made(*sizes, **options):
     """A model and its parameters, with biases that are not zero."""
-    model = mgu.model(*sizes, **options)
+    model = mgu.Model(*sizes, **options)
     params = model.init(jax.random.key(0))
     return model, jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), params)
 
@@ -39,7 +39,7 @@ def test_apply_is_scans_and_a_product(readout, batch):
 
 
 def test_init_shapes_scale_and_bias():
-    model = mgu.model(4, (5, 6), 2)
+    model = mgu.Model(4, (5, 6), 2)
     params = model.init(jax.random.key(0))
     assert [layer.W_f.shape for layer in params.layers] == [(4, 5), (5, 6)]
     assert params.W_y.shape == (6, 2)
@@ -72,28 +72,27 @@ def test_implementations_agree_and_dtype_travels(dtype, name):
 
 
 def test_the_scale_of_a_diagonal_recurrence_is_set_too():
-    one, two = (mgu.model(3, (4,), 2, mgu.DIAGONAL_MGU).init(KEY, initial_scale=scale) for scale in (1.0, 2.0))
+    one, two = (mgu.Model(3, (4,), 2, mgu.DIAGONAL_MGU).init(KEY, initial_scale=scale) for scale in (1.0, 2.0))
     np.testing.assert_array_equal(two.layers[0].U_h, 2 * one.layers[0].U_h)
 
 
 def test_sizes_of_numpy_are_plain_ones():
-    model = mgu.model(np.int64(3), (np.int32(4),), np.int64(2), embedding_size=np.int64(5), chunk=np.int64(2))
-    stack = model.init.__self__
-    sizes = (stack.input_size, *stack.hidden_sizes, stack.output_size, stack.embedding_size, stack.chunk)
+    model = mgu.Model(np.int64(3), (np.int32(4),), np.int64(2), embedding_size=np.int64(5), segment=np.int64(2))
+    sizes = (model.input_size, *model.hidden_sizes, model.output_size, model.embedding_size, model.segment)
     assert all(type(size) is int for size in sizes)
 
 
 def test_init_under_vmap_makes_a_population():
-    model = mgu.model(4, (5,), 2)
+    model = mgu.Model(4, (5,), 2)
     population = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3))
     assert population.layers[0].U_f.shape == (3, 5, 5)
     assert jax.vmap(model.apply, (0, None))(population, jnp.ones((7, 2, 4))).shape == (3, 7, 2, 2)
 
 
 def test_models_of_the_same_specification_are_equal_so_that_they_compile_once():
-    assert mgu.model(4, (5,), 2, zoneout=0.1) == mgu.model(4, [5], 2, zoneout=0.1)
-    assert mgu.model(4, (5,), 2) != mgu.model(4, (6,), 2)
-    assert hash(mgu.model(4, (5,), 2)) == hash(mgu.model(4, (5,), 2))
+    assert mgu.Model(4, (5,), 2, zoneout=0.1) == mgu.Model(4, [5], 2, zoneout=0.1)
+    assert mgu.Model(4, (5,), 2) != mgu.Model(4, (6,), 2)
+    assert hash(mgu.Model(4, (5,), 2)) == hash(mgu.Model(4, (5,), 2))
 
 
 @pytest.mark.parametrize("how", ["concatenate", "sum"])
@@ -139,7 +138,7 @@ def test_residual_connections(readout):
 
 def test_last_is_the_last_valid_step():
     model, params = made(4, (5,), 2, readout="last")
-    every = mgu.model(4, (5,), 2).apply(params, XS)
+    every = mgu.Model(4, (5,), 2).apply(params, XS)
     ys = model.apply(params, XS, lengths=LENGTHS)
     close((ys[0], ys[2]), (every[6, 0], every[3, 2]))
     close(ys[1], params.b_y)  # length 0: h0
@@ -149,7 +148,7 @@ def test_embedding():
     model, params = made(11, (5,), 2, embedding_size=4)
     tokens = jax.random.randint(KEY, (7, 3), 0, 11)
     assert params.embedding.shape == (11, 4)
-    dense = mgu.model(4, (5,), 2)
+    dense = mgu.Model(4, (5,), 2)
     close(model.apply(params, tokens), dense.apply(params, params.embedding[tokens]))
     gradient = jax.grad(lambda p: jnp.sum(model.apply(p, tokens[:, :1] * 0 + 3) ** 2))(params).embedding
     assert np.flatnonzero(np.abs(gradient).max(1)).tolist() == [3]
@@ -205,7 +204,7 @@ def test_resets_go_back_to_the_models_own_first_state(options):
 
 
 def test_truncated_bptt():
-    """Values go on from chunk to chunk; gradients stop at the border."""
+    """Values go on from segment to segment; gradients stop at the border."""
     model, params = made(4, (5,), 2)
 
     def second_half(params, cut):
@@ -232,7 +231,7 @@ def test_noise_needs_a_key(name):
     np.testing.assert_array_equal(noisy, again)
     assert np.abs(noisy - quiet).max() > 1e-3
     assert np.abs(noisy - other).max() > 1e-3
-    plain = mgu.model(4, (5, 5), 2)
+    plain = mgu.Model(4, (5, 5), 2)
     np.testing.assert_array_equal(plain.apply(params, XS, key=KEY, **{name: 0.5}), noisy)
     if name != "zoneout":  # its expectation is another function than none at all
         close(plain.apply(params, XS), quiet)
@@ -276,7 +275,7 @@ def test_noise_has_the_right_mean(name):
     ("dtype", "rate"), [("float32", 1 - 1e-8), ("bfloat16", 0.999), ("float16", 0.9999), ("float16", 0.99999)]
 )
 def test_of_a_rate_next_to_one_nothing_becomes_nan(dtype, rate):
-    model = mgu.model(2, (64,), 4, dtype=dtype)
+    model = mgu.Model(2, (64,), 4, dtype=dtype)
     params, xs = model.init(KEY), jnp.ones((5, 3, 2), dtype)
     for name in ("dropout", "recurrent_dropout", "zoneout", "dropconnect"):
         assert jnp.isfinite(model.apply(params, xs, key=KEY, **{name: rate})).all(), name
@@ -297,11 +296,11 @@ def test_one_mask_a_sequence_and_one_a_step():
 
 
 def test_compute_dtype_and_precision_reach_the_readout():
-    model = mgu.model(4, (5,), 2, compute_dtype=jnp.bfloat16, precision="highest")
+    model = mgu.Model(4, (5,), 2, compute_dtype=jnp.bfloat16, precision="highest")
     params = model.init(KEY)
     program = str(jax.make_jaxpr(model.apply)(params, XS))
     assert program.count("preferred_element_type=float32") == program.count("dot_general[") == 5
-    exact = mgu.model(4, (5,), 2).apply(params, XS)
+    exact = mgu.Model(4, (5,), 2).apply(params, XS)
     rounded = model.apply(params, XS)
     assert rounded.dtype == jnp.float32
     assert 1e-5 < np.abs(rounded - exact).max() < 0.05

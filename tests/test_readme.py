@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
-from experiments import features, tables, training
 from experiments.__main__ import NAMES
+from experiments.speed import features, tables
+from experiments.speed import overhead as training
 from mgu_jax.gradients import relative_error
 from tests.processes import run_together
 

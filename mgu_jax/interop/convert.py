@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgu_jax import checks
-from mgu_jax.family import Cell, check_cell
-from mgu_jax.params import Params
+from mgu_jax.layer.family import Cell, check_cell
+from mgu_jax.layer.params import Params, check_params
 
 
 def to_dict(params: Params) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def convert(params: Params, cell: Cell, to: Cell) -> Params:
     check_cell(to)
     if why := obstacle(cell, to):
         raise ValueError(f"to must be a member that can compute the same function as cell; got {to}: {why}.")
-    D, H = checks.check_params(params, cell)
+    D, H = check_params(params, cell)
     W_h = params.W_h
     xp: Any = np if isinstance(W_h, np.ndarray) else jnp
 

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mgu_jax import checks
-from mgu_jax.cell import step
 from mgu_jax.extras import require
-from mgu_jax.family import MGU as PAPERS
-from mgu_jax.family import Cell, check_cell
-from mgu_jax.initial import init
-from mgu_jax.interop.layers import check_options, check_ours
-from mgu_jax.params import Params
+from mgu_jax.interop._arguments import check_options, check_ours
+from mgu_jax.layer.cell import step
+from mgu_jax.layer.family import MGU as PAPERS
+from mgu_jax.layer.family import Cell, check_cell
+from mgu_jax.layer.initial import init
+from mgu_jax.layer.params import Params, check_features, check_lengths, check_params, check_resets, check_state
 from mgu_jax.sequence import scan
 
 eqx = require("equinox", "equinox")
@@ -68,7 +67,7 @@ class MGUCell(eqx.Module):
             dtype = jnp.result_type(float) if dtype is None else dtype
             params = init(key, input_size, hidden_size, cell, dtype=dtype, **options)  # pyright: ignore (init checks it)
         check_cell(cell)
-        sizes = checks.check_params(params, cell)
+        sizes = check_params(params, cell)
         if sizes != (input_size, hidden_size):
             raise ValueError(f"params must be of sizes {(input_size, hidden_size)}; got {sizes}.")
         self.params = Params(*(None if value is None else jnp.asarray(value) for value in params))
@@ -87,7 +86,7 @@ class MGU(eqx.Module):
     Args:
         cell: the ``MGUCell``.
         reverse: run from the last step to the first; the outputs stay in the order of time.
-        options: static options of ``scan``: implementation, save, chunk, precision, compute_dtype, recurrent_dropout,
+        options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
     """
 
@@ -117,14 +116,14 @@ class MGU(eqx.Module):
         """
         params = self.cell.params
         _check_one("input", input, "[T, D]")
-        checks.check_features("input", input, "T, ", params, "W_h")
+        check_features("input", input, "T, ", params, "W_h")
         if hidden is not None:
             _check_one("hidden", hidden, "[H]")
-            checks.check_state("hidden", hidden, (), params, "input")
+            check_state("hidden", hidden, (), params, "input")
         if isinstance(length, int | np.integer):
             length = jnp.asarray(length)
-        checks.check_lengths(length, len(input), (), "length", "input")
-        checks.check_resets(resets, (len(input),), "input")
+        check_lengths(length, len(input), (), "length", "input")
+        check_resets(resets, (len(input),), "input")
         options: dict[str, Any] = dict(self.options)
         return scan(
             params,

@@ -9,8 +9,8 @@ and in another process, which needs neither mgu_jax nor the code that trained:
     ys = tagger(weights, xs)  # on a CPU or a GPU
 
 The parameters are arguments of the program and not constants in it: XLA rounds sums with constants differently, and so
-the outputs are those of ``model.apply`` to the last bit. (Except for ``model(chunk=...)``: the program takes all steps
-in one chunk, and products of other numbers of rows may round otherwise.) New weights fit the same program.
+the outputs are those of ``model.apply`` to the last bit. (Except for ``Model(segment=...)``: the program takes all
+steps in one segment, and products of other numbers of rows may round otherwise.) New weights fit the same program.
 """
 
 from pathlib import Path
@@ -24,8 +24,7 @@ from jax import export as jax_export
 
 from mgu_jax import checks
 from mgu_jax.interop.convert import named
-from mgu_jax.model import Model
-from mgu_jax.stack import ModelParams, State
+from mgu_jax.model import Model, ModelParams, State, check_model_params
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -33,14 +32,8 @@ PLATFORMS = ("cpu", "cuda")
 def check_model(model: Any, params: Any) -> None:
     """Both are of their kinds."""
     if not isinstance(model, Model):
-        raise TypeError(f"model must be what mgu_jax.model makes; got {checks.describe(model)}.")
-    check_params(params)
-
-
-def check_params(params: Any) -> None:
-    """They are a model's."""
-    if not isinstance(params, ModelParams):
-        raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
+        raise TypeError(f"model must be an mgu_jax.Model; got {checks.describe(model)}.")
+    check_model_params(params)
 
 
 def weights(params: ModelParams) -> dict[str, np.ndarray]:
@@ -79,7 +72,7 @@ def sequence(
     """``model.apply`` of whole sequences, ``call(weights, xs) -> ys``, for any T and B of at least 1.
 
     Args:
-        model: what ``mgu_jax.model`` made; not with implementation="parallel", which has to know T.
+        model: what ``mgu_jax.Model`` made; not with implementation="parallel", which has to know T.
         params: its parameters, or others of their shapes.
         lengths: ``call(weights, xs, lengths) -> ys``, with lengths int32 [B].
         platforms: where it will run: "cpu", "cuda", "rocm", "tpu".
@@ -104,7 +97,7 @@ def stream(model: Model, params: ModelParams, *, platforms: tuple[str, ...] = PL
     """``model.step`` for streams, ``call(weights, x, state, fresh) -> (y, state)``, for any B of at least 1.
 
     Args:
-        model: what ``mgu_jax.model`` made; not a bidirectional one, nor one with readout="mean".
+        model: what ``mgu_jax.Model`` made; not a bidirectional one, nor one with readout="mean".
         params: its parameters, or others of their shapes.
         platforms: as in ``sequence``.
 
@@ -140,6 +133,6 @@ def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -
     checks.check_choice("the ending of path", checks.check_path("path", path).suffix, (".npz",))
     if not isinstance(exported, jax_export.Exported):
         raise TypeError(f"exported must be what sequence or stream made; got {checks.describe(exported)}.")
-    check_params(params)
+    check_model_params(params)
     entries: Any = weights(params) | {"program": np.frombuffer(exported.serialize(), np.uint8)}
     np.savez(path, **entries)

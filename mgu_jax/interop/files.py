@@ -20,31 +20,24 @@ from jax import lax
 
 from mgu_jax import checks
 from mgu_jax.extras import require
-from mgu_jax.family import Cell
-from mgu_jax.initial import init
 from mgu_jax.interop.convert import named
-from mgu_jax.model import Model, model
-from mgu_jax.stack import Stack
+from mgu_jax.layer.family import Cell
+from mgu_jax.layer.initial import init
+from mgu_jax.layer.params import check_params
+from mgu_jax.model import Model
 
 FORMAT = 1
 _SPECIFICATION = "mgu_jax"
 
 
-def stack_of(of: Any) -> Stack:
-    """The specification of what ``mgu_jax.model`` made."""
-    stack = getattr(of.init, "__self__", None) if isinstance(of, Model) else None
-    if not isinstance(stack, Stack):
-        raise TypeError(f"model must be what mgu_jax.model makes, or a Cell; got {checks.describe(of)}.")
-    return stack
-
-
 def _describe(of: Any, params: Any) -> dict[str, Any]:
-    """The specification, in what JSON can hold: the arguments of ``mgu_jax.model``, or of ``mgu_jax.init``."""
+    """The specification, in what JSON can hold: the arguments of ``mgu_jax.Model``, or of ``mgu_jax.init``."""
     if isinstance(of, Cell):
-        D, H = checks.check_params(params, of)
+        D, H = check_params(params, of)
         return {"cell": asdict(of), "input_size": D, "hidden_size": H}
-    options = asdict(stack_of(of))
-    options |= dict(options.pop("rates")) | {"dtype": options["dtype"].name}
+    if not isinstance(of, Model):
+        raise TypeError(f"model must be an mgu_jax.Model or a Cell; got {checks.describe(of)}.")
+    options = asdict(of) | {"dtype": of.dtype.name}
     precision = options["precision"]
     if isinstance(precision, lax.DotAlgorithmPreset):
         raise ValueError(f"precision must be a name or a jax.lax.Precision to be saved; got {precision}.")
@@ -56,9 +49,9 @@ def _build(specification: dict[str, Any]) -> tuple[Any, Any]:
     """(model, its ``ModelParams`` of shapes), or (cell, its ``Params`` of shapes)."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     if "model" in specification:
-        options = dict(specification["model"])
-        options |= {"cell": Cell(**options["cell"]), "hidden_sizes": tuple(options["hidden_sizes"])}
-        made = model(**options)
+        options: dict[str, Any] = dict(specification["model"])
+        options["cell"] = Cell(**options["cell"])
+        made = Model(**options)
         return made, jax.eval_shape(made.init, key)
     cell, sizes = Cell(**specification["cell"]), (specification["input_size"], specification["hidden_size"])
     return cell, jax.eval_shape(lambda key: init(key, *sizes, cell), key)
@@ -90,7 +83,7 @@ def save(path: str | Path, model: Any, params: Any) -> None:
 
     Args:
         path: ends in ".safetensors" or ".npz".
-        model: what ``mgu_jax.model`` made, with ``ModelParams``; or a ``Cell``, with ``Params``.
+        model: what ``mgu_jax.Model`` made, with ``ModelParams``; or a ``Cell``, with ``Params``.
         params: of one dtype, which the file keeps.
 
     Raises:

@@ -13,13 +13,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, random
 
-from mgu_jax.cell import step
 from mgu_jax.extras import require
-from mgu_jax.family import MGU, Cell
-from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import chosen, run
-from mgu_jax.interop.layers import check_options, check_ours
-from mgu_jax.params import Params
+from mgu_jax.interop._arguments import check_options, check_ours
+from mgu_jax.interop._flax_rnn import chosen, run
+from mgu_jax.layer.cell import step
+from mgu_jax.layer.family import MGU, Cell
+from mgu_jax.layer.initial import init
+from mgu_jax.layer.params import Params
 
 nn = require("flax.linen", "flax")
 core = require("flax.core", "flax")
@@ -90,7 +90,7 @@ class MinimalGatedRNN(nn.RNN):
         cell: the ``MinimalGatedCell``.
         time_major, return_carry, reverse, keep_order: as in ``nn.RNN``. (What concerns its loop alone, such as unroll,
             changes nothing.)
-        options: static options of ``scan``: implementation, save, chunk, precision, compute_dtype, recurrent_dropout,
+        options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
     """
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from mgu_jax import checks
-from mgu_jax.cell import step
 from mgu_jax.extras import require
-from mgu_jax.family import MGU as PAPERS
-from mgu_jax.family import Cell, check_cell
-from mgu_jax.initial import init
-from mgu_jax.interop.flax_layout import run
-from mgu_jax.interop.layers import check_options, check_ours
-from mgu_jax.params import Params
+from mgu_jax.interop._arguments import check_options, check_ours
+from mgu_jax.interop._flax_rnn import run
+from mgu_jax.layer.cell import step
+from mgu_jax.layer.family import MGU as PAPERS
+from mgu_jax.layer.family import Cell, check_cell
+from mgu_jax.layer.initial import init
+from mgu_jax.layer.params import Params, check_params
 
 nnx = require("flax.nnx", "flax")
 
@@ -62,7 +62,7 @@ class MGUCell(nnx.RNNCellBase):
                 raise TypeError(f"dtype must be left out (param_dtype is what is drawn); got {came}.")
             params = init(rngs.params(), in_features, hidden_features, cell, dtype=param_dtype, **options)
         check_cell(cell)
-        sizes = checks.check_params(params, cell)
+        sizes = check_params(params, cell)
         if sizes != (in_features, hidden_features):
             raise ValueError(f"params must be of sizes {(in_features, hidden_features)}; got {sizes}.")
         self.in_features, self.hidden_features, self.member = in_features, hidden_features, cell
@@ -103,7 +103,7 @@ class MGU(nnx.RNN):
 
     Args:
         cell: the ``MGUCell``.
-        options: static options of ``scan``: implementation, save, chunk, precision, compute_dtype, recurrent_dropout,
+        options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
         rnn: as ``nnx.RNN`` takes them: time_major, return_carry, reverse, keep_order. (What concerns its loop alone,
             such as unroll, changes nothing.)

@@ -19,13 +19,12 @@ import numpy as np
 
 from mgu_jax import checks
 from mgu_jax.extras import require
-from mgu_jax.family import Cell
 from mgu_jax.interop.convert import convert, full, named
 from mgu_jax.interop.export import check_model
-from mgu_jax.interop.files import check_like, stack_of
-from mgu_jax.model import Model
-from mgu_jax.params import Params
-from mgu_jax.stack import ModelParams, Stack
+from mgu_jax.interop.files import check_like
+from mgu_jax.layer.family import Cell
+from mgu_jax.layer.params import Params
+from mgu_jax.model import Model, ModelParams
 
 onnx = require("onnx", "onnx")
 OPSET = 17
@@ -56,8 +55,8 @@ class _Graph:
         return self.constant(axes, np.int64)
 
 
-def _check(stack: Stack, params: ModelParams) -> None:
-    cell = stack.cell
+def _check(model: Model, params: ModelParams) -> None:
+    cell = model.cell
     if cell.reset == "none" or cell.layer_norm or cell.activation not in _ACTIVATIONS:
         raise ValueError(
             "cell must have a reset, tanh or relu, and no layer normalisation, since it has to be ONNX's GRU with tied "
@@ -65,9 +64,9 @@ def _check(stack: Stack, params: ModelParams) -> None:
         )
     dtype = np.asarray(params.W_y).dtype.name
     checks.check_choice("the dtype of params", dtype, ("float32", "float64"))
-    if stack.compute_dtype not in (None, dtype):
-        raise ValueError(f"compute_dtype must be None, since ONNX's GRU has no such; got {stack.compute_dtype!r}.")
-    if zoneout := dict(stack.rates)["zoneout"]:
+    if model.compute_dtype not in (None, dtype):
+        raise ValueError(f"compute_dtype must be None: ONNX's GRU has no mixed precision; got {model.compute_dtype!r}.")
+    if zoneout := model.zoneout:
         raise ValueError(f"zoneout must be 0, since ONNX's GRU cannot take its expectation; got {zoneout}.")
 
 
@@ -90,7 +89,7 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
     """The model as an ``onnx.ModelProto``, for any T and B.
 
     Args:
-        model: what ``mgu_jax.model`` made, of a cell that resets (``MGU``, ``MGU1`` to ``MGU3``, ``RESET_AFTER_MGU``,
+        model: what ``mgu_jax.Model`` made, of a cell that resets (``MGU``, ``MGU1`` to ``MGU3``, ``RESET_AFTER_MGU``,
             ``FLAX_MGU``, ``DIAGONAL_MGU``), in any stack: embedding, directions, residuals, every readout.
         params: its parameters, of float32 (or float64, which few runtimes compute).
         lengths: with an input "lengths", int32 [B].
@@ -106,14 +105,13 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
         ValueError: params of another model, or a cell, a dtype or an option that ONNX's GRU cannot compute.
     """
     check_model(model, params)
-    stack = stack_of(model)
     check_like("params", named(params), jax.eval_shape(lambda: model.init(jax.random.key(0))))
-    _check(stack, params)
+    _check(model, params)
     value, graph = onnx.helper.make_tensor_value_info, _Graph()
     dtype = np.asarray(params.W_y).dtype
     kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
     if params.embedding is None:
-        hs, inputs = "xs", [value("xs", kind, ["T", "B", stack.input_size])]
+        hs, inputs = "xs", [value("xs", kind, ["T", "B", model.input_size])]
     else:
         inputs = [value("xs", onnx.TensorProto.INT64, ["T", "B"])]
         hs = graph("Gather", graph.constant(params.embedding), "xs")
@@ -122,19 +120,19 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
     end, last = "", []
     for i, layer in enumerate(params.layers):
         directions = [layer] if params.backward is None else [layer, params.backward[i]]
-        n, H = len(directions), stack.hidden_sizes[i]
+        n, H = len(directions), model.hidden_sizes[i]
         start = f"state_{i}" if state else _start(graph, params, i, hs)
         new, new_end = graph(
             "GRU",
             hs,
-            *map(graph.constant, _gru(stack.cell, directions)),
+            *map(graph.constant, _gru(model.cell, directions)),
             "lengths" if lengths else "",
             start,
             outputs=2,
             hidden_size=H,
-            linear_before_reset=int(stack.cell.reset == "after"),
+            linear_before_reset=int(model.cell.reset == "after"),
             direction="bidirectional" if n == 2 else "forward",
-            activations=["Sigmoid", _ACTIVATIONS[stack.cell.activation]] * n,
+            activations=["Sigmoid", _ACTIVATIONS[model.cell.activation]] * n,
         )
         if lengths and start:  # onnxruntime gives zeros where there is no step
             none = graph("Unsqueeze", graph("Equal", "lengths", graph.constant(0, np.int32)), graph.axis(0, 2))
@@ -144,19 +142,19 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
             last.append(value(f"last_{i}", kind, [n, "B", H]))
             graph.name(new_end, f"last_{i}")
         # [T, n, B, H] and [n, B, H], whose directions are summed, or put side by side.
-        if stack.bidirectional == "sum":
+        if model.bidirectional == "sum":
             new = graph("ReduceSum", new, graph.axis(1), keepdims=0)
             new_end = graph("ReduceSum", new_end, graph.axis(0), keepdims=0)
         else:
             new = graph("Reshape", graph("Transpose", new, perm=[0, 2, 1, 3]), graph.axis(0, 0, n * H))
             new_end = graph("Reshape", graph("Transpose", new_end, perm=[1, 0, 2]), graph.axis(0, n * H))
-        if stack.residual and i > 0 and stack.hidden_sizes[i - 1] == H:
+        if model.residual and i > 0 and model.hidden_sizes[i - 1] == H:
             new, new_end = graph("Add", new, hs), graph("Add", new_end, end)
         hs, end = new, new_end
-    rows = {"all": hs, "last": end}.get(stack.readout) or _mean(graph, hs, dtype, lengths)
+    rows = {"all": hs, "last": end}.get(model.readout) or _mean(graph, hs, dtype, lengths)
     ys = graph("Add", graph("MatMul", rows, graph.constant(params.W_y)), graph.constant(params.b_y))
     graph.name(ys, "ys")
-    shape = [*(["T"] if stack.readout == "all" else []), "B", stack.output_size]
+    shape = [*(["T"] if model.readout == "all" else []), "B", model.output_size]
     body = onnx.helper.make_graph(graph.nodes, "mgu_jax", inputs, [value("ys", kind, shape), *last], graph.constants)
     made = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="mgu_jax")
     made.ir_version = 8  # of the opset's time; onnx would write its own newest, which runtimes may refuse

@@ -16,8 +16,7 @@ from jax import Array, lax
 
 from mgu_jax import checks
 from mgu_jax.interop import files
-from mgu_jax.model import Model
-from mgu_jax.stack import ModelParams, State
+from mgu_jax.model import Model, ModelParams, State
 
 _SYMBOLS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 
@@ -45,27 +44,28 @@ def sample(
         int32 [count].
 
     Raises:
-        TypeError: model is none of ``mgu_jax.model``, or key no PRNG key.
+        TypeError: model is none of ``mgu_jax.Model``, or key no PRNG key.
         ValueError: a model of no tokens or without a readout of every step; no first token, or one that the model has
             not; a count or temperature that is not above 0.
     """
-    stack = files.stack_of(model)
-    if stack.embedding_size is None or stack.output_size != stack.input_size:
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be an mgu_jax.Model; got {checks.describe(model)}.")
+    if model.embedding_size is None or model.output_size != model.input_size:
         raise ValueError(
             "model must read tokens and give logits of as many; got embedding_size="
-            f"{stack.embedding_size}, {stack.input_size} inputs and {stack.output_size} outputs."
+            f"{model.embedding_size}, {model.input_size} inputs and {model.output_size} outputs."
         )
-    checks.check_choice("the readout of model", stack.readout, ("all",))
+    checks.check_choice("the readout of model", model.readout, ("all",))
     checks.check_key("key", key)
     given = np.asarray(first)
     if given.ndim != 1 or not given.size:
         raise ValueError(f"first must be tokens [S], at least one; got {checks.describe(given)}.")
-    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= stack.input_size:
-        raise ValueError(f"first must hold whole numbers in [0, {stack.input_size}); got {given.tolist()}.")
+    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= model.input_size:
+        raise ValueError(f"first must hold whole numbers in [0, {model.input_size}); got {given.tolist()}.")
     checks.check_size("count", count)
     if not checks.is_number(temperature) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0; got {checks.describe(temperature)}.")
-    degree = jnp.asarray(temperature, stack.dtype)
+    degree = jnp.asarray(temperature, model.dtype)
     return np.asarray(draw(model, count, params, jnp.asarray(given, jnp.int32), key, degree))
 
 

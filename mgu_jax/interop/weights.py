@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgu_jax import checks
-from mgu_jax.family import FLAX_MGU, MGU, UGRNN, Cell, check_cell
 from mgu_jax.interop.convert import convert, full, obstacle
-from mgu_jax.params import Params
-from mgu_jax.stack import ModelParams
+from mgu_jax.layer.family import FLAX_MGU, MGU, UGRNN, Cell, check_cell
+from mgu_jax.layer.params import Params, check_params
+from mgu_jax.model import ModelParams
 
 FLAX_NO_RESET = Cell(reset="none", update="1-f")  # flax.linen.MGUCell(reset_gate=False)
 
@@ -38,13 +38,13 @@ def _entries(name: str, mapping: Any, wanted: Sequence[str], optional: Sequence[
 
 def _copied(params: Params, cell: Cell) -> Params:
     """As NumPy arrays, once they are found to be of the cell."""
-    checks.check_params(params, cell)
+    check_params(params, cell)
     return Params(*(None if v is None else _array(name, v) for name, v in params._asdict().items()))
 
 
 def _checked(arrays: Sequence[Any], cell: Cell) -> Params:
     params = Params(*arrays)
-    checks.check_params(params, cell)
+    check_params(params, cell)
     return params
 
 
@@ -197,7 +197,7 @@ def from_notebook(arrays: Sequence[Any]) -> ModelParams:
         arrays: W [H, D], U [H, H], W_y [K, H], b [H, 1] and b_y [K, 1].
 
     Returns:
-        The parameters of ``mgu_jax.model(D, (H,), K)``.
+        The parameters of ``mgu_jax.Model(D, (H,), K)``.
 
     Raises:
         TypeError: an entry that is no array.

@@ -1,0 +1,48 @@
+"""Language models: the next token of a stream, by truncated BPTT with the state carried from window to window.
+
+The validation part chooses the parameters. The test part is read from its beginning to its end as one sequence, in
+windows of equal length that leave out two tokens at most.
+"""
+
+import mgu_jax as mgu
+from experiments.datasets.published import DataSet
+from experiments.harness.learn import Learned, Task, Training, learn
+from experiments.harness.measures import Measure
+from mgu_jax.training.data import windows
+
+
+def learn_language(
+    name: str, config: Training, data: DataSet, measure: Measure, *, window: int, embedding_size: int, quick: int
+) -> Learned:
+    """Train on a text.
+
+    Args:
+        name, config: the experiment's.
+        data: its streams.
+        measure: what is reported.
+        window: T, the tokens that a gradient goes through.
+        embedding_size: features of a token.
+        quick: steps of --quick, in two chunks; its parts are cut short as well.
+    """
+    if config.quick:
+        train, valid, test = (
+            mgu.Stream(*(a[: config.batch_size * window * n] for a in part))
+            for part, n in ((data.train, quick), (data.valid, 2), (data.test, 2))
+        )
+        data = data._replace(train=train, valid=valid, test=test)
+    epoch = windows(data.train, config.batch_size, window)
+    task = Task(
+        data.train,
+        data.test,
+        data.sources,
+        input_size=len(data.symbols),
+        output_size=len(data.symbols),
+        longest=window,
+        valid=data.valid,
+        measure=measure,
+        window=window,
+        options=(("readout", "all"), ("embedding_size", embedding_size)),
+    )
+    steps = config.steps or (quick if config.quick else config.epochs * epoch)
+    chunk = max(1, quick // 2 if config.quick else epoch // 4)
+    return learn(name, config, task, steps=steps, steps_per_call=chunk, every=1 if config.quick else 4)

@@ -1,0 +1,166 @@
+"""What the comforts of training cost: the loop on the host, checkpoints, many members, more than one device."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import mgu_jax as mgu
+from experiments.run import BadRequest, Common, Run, use_devices
+from experiments.speed import timing
+from mgu_jax.training.checkpoint import Checkpoints
+from mgu_jax.training.devices import mesh_of, put
+from mgu_jax.training.fit import begin
+from mgu_jax.training.settings import settings
+from mgu_jax.training.step import Recipe, TrainState, run_steps
+from mgu_jax.training.sweep import begin as begin_members
+from mgu_jax.training.sweep import per_member
+
+CLASSES = 10
+HYPER = mgu.Hyper()
+
+
+@dataclass(frozen=True)
+class Config(Common):
+    """The flags of training."""
+
+    devices: int | None = None
+    """For what is split over devices; two if not given, where a CPU or the machine has them."""
+    budget: float = 20.0
+    """Seconds for each comparison."""
+
+
+def _work(B: int, T: int, D: int, H: int, steps: int) -> tuple[Recipe, mgu.Data]:
+    """A classifier of one layer, and batches enough for some steps."""
+    rng, samples = np.random.default_rng(0), B * min(steps, 4)
+    xs = rng.normal(size=(samples, T, D)).astype(np.float32)
+    data = mgu.Data(xs, rng.integers(0, CLASSES, samples).astype(np.int32))
+    return Recipe(mgu.Model(D, (H,), CLASSES, readout="last"), batch_size=B), jax.device_put(data)
+
+
+def _first(recipe: Recipe) -> TrainState:
+    return begin(recipe, jax.random.key(0))
+
+
+def host_loop(quick: bool, budget: float) -> dict[str, Any]:
+    """``fit`` with K as shipped, its progress on, beside the same chunks called one after another."""
+    size, steps, chunks = ((2, 3, 4, 5), 2, 2) if quick else ((32, 8, 8, 64), 100, 30)
+    recipe, data = _work(*size, steps)
+    first = _first(recipe)
+
+    def alone() -> TrainState:
+        state = first
+        for _ in range(chunks):
+            state, losses = run_steps(state, HYPER, data, recipe=recipe, steps=steps)
+            np.asarray(losses)  # whoever trains looks at the loss
+        return state
+
+    def fit() -> TrainState:
+        return mgu.fit(
+            recipe, data, steps=chunks * steps, key=jax.random.key(0), state=first, steps_per_call=steps, progress=True
+        )[0]
+
+    times = timing.alternate({"fit": (fit, ()), "chunks": (alone, ())}, budget)
+    return {"part": "host loop", "size": list(size), "steps": steps, "ms_of_a_chunk": _ms(times["chunks"]) / chunks} | {
+        "of_the_chunks": timing.ratio(times["fit"], times["chunks"])
+    }
+
+
+def devices_beside_one(quick: bool, budget: float, devices: int) -> dict[str, Any]:
+    """Optimiser steps a second with the batch split over devices, in those of one device."""
+    size, steps = ((2, 3, 4, 5), 2) if quick else ((64, 128, 64, 128), 10)
+    recipe, data = _work(*size, steps)
+
+    def on(devices: int) -> timing.Timed:
+        mesh = mesh_of(devices, "samples of a batch", size[0])
+        state, hyper, there = (put(tree, mesh) for tree in (_first(recipe), HYPER, data))
+        return lambda: run_steps(state, hyper, there, recipe=recipe, steps=steps, mesh=mesh), ()
+
+    times = timing.alternate({"one": on(1), "all": on(devices)}, budget)
+    return {"part": "devices", "size": list(size), "devices": devices, "ms_of_a_step": _ms(times["all"]) / steps} | {
+        "speedup": timing.ratio(times["one"], times["all"])
+    }
+
+
+def members(quick: bool, budget: float, devices: int) -> dict[str, Any]:
+    """A chunk of 64 members on all devices, in 64 times one member on one device."""
+    size, steps, count = ((2, 3, 4, 5), 2, 4) if quick else ((32, 8, 8, 32), 40, 64)
+    recipe, data = _work(*size, steps)
+    state = begin_members(recipe, HYPER, jax.random.split(jax.random.key(0), count))
+    each = per_member(settings(HYPER)[0], count)
+    found = timing.members_beside_one(recipe, state, each, data, steps=steps, devices=devices, budget=budget)
+    return {"part": "members", "size": list(size), "count": count, "devices": devices} | {
+        "ms": 1e3 * found["seconds"],
+        "of_one_by_one": found["share"],
+    }
+
+
+def checkpoints(quick: bool, budget: float, run: Run) -> dict[str, Any]:
+    """A state of 10 MB: how long the call that saves it takes, and what a chunk after it loses."""
+    size, steps = ((2, 3, 4, 5), 2) if quick else ((16, 32, 128, 590), 20)
+    recipe, data = _work(*size, steps)
+    state = jax.block_until_ready(_first(recipe))
+    one_chunk = partial(timing.seconds, partial(run_steps, recipe=recipe, steps=steps), state, HYPER, data)
+    calls, alone, beside = [], [], []
+    one_chunk()
+    with Checkpoints(run.path("checkpoints")) as saved:
+        rounds = int(min(50, max(5, budget / (3 * one_chunk()))))
+        for i in range(rounds):
+            saved.wait()
+            alone.append(one_chunk())
+            began = time.perf_counter()
+            saved.save(i, state)
+            calls.append(time.perf_counter() - began)
+            beside.append(one_chunk())
+    bytes_saved = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return {"part": "checkpoint", "size": list(size), "megabytes": bytes_saved / 1e6, "ms_of_the_call": _ms(calls)} | {
+        "ms_of_a_chunk": _ms(alone),
+        "ms_of_a_chunk_beside": _ms(beside),
+    }
+
+
+def _ms(seconds: Any) -> float:
+    return 1e3 * float(np.median(seconds))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The figures as the README has them."""
+    loop, split, many, saving = rows
+    B, T, _, H = split["size"]
+    return [
+        "| what | measured |",
+        "|---|---|",
+        f"| `fit`, chunks of {loop['steps']} steps, {loop['ms_of_a_chunk']:.0f} ms each, in the chunks' own time "
+        f"| {loop['of_the_chunks']:.3f} |",
+        f"| steps a second on {split['devices']} CPU devices, in those of one, B, T, H = {B}, {T}, {H} "
+        f"| {split['speedup']:.2f} |",
+        f"| {many['count']} members on {many['devices']} CPU devices, in {many['count']} times one member on one, "
+        f"B, T, H = {many['size'][0]}, {many['size'][1]}, {many['size'][3]} | {many['of_one_by_one']:.2f} |",
+        f"| the call that saves a checkpoint of {saving['megabytes']:.1f} MB | {saving['ms_of_the_call']:.1f} ms |",
+        f"| the chunk after it, beside the writing | {saving['ms_of_a_chunk_beside']:.0f} ms, "
+        f"{saving['ms_of_a_chunk']:.0f} ms without |",
+    ]
+
+
+def main(config: Config) -> None:
+    """Measure, one after another, in one process."""
+    if config.steps is not None or config.seed or config.resume:
+        raise BadRequest("--steps, --seed and --resume have no meaning for training, which measures seconds.")
+    devices, quick = use_devices(config.devices), config.quick
+    if (4 if quick else 64) % devices or (quick and devices > 2):
+        raise BadRequest(f"--devices must divide the batch and the members; got {devices}.")
+    run, budget = Run("training", config, {}, {"devices": devices}), 0.01 if quick else config.budget
+    rows = list(_rows(quick, budget, devices, run))
+    run.finish({"rows": rows})
+    print("\n".join(table(rows)))
+
+
+def _rows(quick: bool, budget: float, devices: int, run: Run) -> Iterator[dict[str, Any]]:
+    yield host_loop(quick, budget)
+    yield devices_beside_one(quick, budget, devices)
+    yield members(quick, budget, devices)
+    yield checkpoints(quick, budget, run)

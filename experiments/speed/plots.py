@@ -1,0 +1,77 @@
+"""The pictures of the benchmark: how many times as long others take, and how far all are from the arithmetic."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.harness.plots import CELLS, WIDTH, figure_of, save
+from experiments.speed.tables import Times
+from mgu_jax.extras import require
+
+LIBRARIES = {"flax": "o", "equinox": "s", "haiku": "D", "keras": "^", "torch": "v"}  # and their marks
+
+
+def _by_size(axes: Any, sizes: list[tuple[int, ...]], text: str) -> None:
+    axes.set(yscale="log", ylabel=text, xlabel="B, T, D, H")
+    labels = [", ".join(map(str, size)) for size in sizes]
+    axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right")
+    axes.yaxis.set_minor_locator(require("matplotlib.ticker", "experiments").LogLocator(subs=(2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="both", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _quartiles(rows: list[dict[str, Any]]) -> np.ndarray:
+    """How far the quartiles of the rounds are below and above their median, in units of it, [2, N]."""
+    return np.array([[(row["ms"] - row["low"]) / row["ms"], (row["high"] - row["ms"]) / row["ms"]] for row in rows]).T
+
+
+def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
+    """How many times as long as our MGU each peer takes, by size; the quartiles of the rounds as bars."""
+    times = Times(rows)
+    names = [name for name, devices in times.columns if devices == 1 and name.split()[0] in LIBRARIES]
+    figure, axes = figure_of(1, 2, figsize=(WIDTH, 3.4), sharey=True)
+    titles = {"forward": "forward", "both": "forward and backward"}
+    for panel, (which, title) in zip(axes, titles.items(), strict=True):
+        for i, name in enumerate(names):
+            library, cell = name.split()
+            colour = CELLS["flax-mgu" if cell == "MGU" else cell.lower()][0]
+            marker = LIBRARIES[library]
+            points = [(j, times.row(size, name, which)) for j, size in enumerate(times.sizes)]
+            points = [(j + 0.08 * (i - len(names) / 2), row) for j, row in points if row]
+            x, y = [j for j, _ in points], np.array([row["times_ours"] for _, row in points])
+            bars = y * _quartiles([row for _, row in points])
+            panel.errorbar(
+                x, y, bars, color=colour, marker=marker, linestyle="none", label=name, markersize=4, elinewidth=0.8
+            )
+        panel.axhline(1, color="black", linewidth=0.8)
+        _by_size(panel, times.sizes, "time, in that of mgu_jax's MGU" if which == "forward" else "")
+        panel.set(title=title)
+    if names:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)
+
+
+def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Forward and backward in units of the arithmetic's own time at the best rate of the run, by size and devices.
+
+    The quartiles of the rounds as bars.
+    """
+    times = Times(rows)
+    figure, axes = figure_of(figsize=(WIDTH, 3.6))
+    for name, cell in (("MGU", "mgu"), ("flax MGU", "flax-mgu"), ("flax GRU", "gru")):
+        colour, marker = CELLS[cell]
+        for devices, line in ((1, "-"), (2, ":")):
+            found = [(j, times.row(size, name, "both", devices)) for j, size in enumerate(times.sizes)]
+            if points := [(j, row) for j, row in found if row]:
+                text = f"{'mgu_jax ' if name == 'MGU' else ''}{name}, {devices} device{'s' if devices > 1 else ''}"
+                floors = np.array([times.floors(times.sizes[j], devices, name) for j, _ in points])
+                bars = floors * _quartiles([row for _, row in points])
+                look = {"color": colour, "marker": marker, "markersize": 4, "elinewidth": 0.8, "label": text}
+                axes.errorbar([j for j, _ in points], floors, bars, linestyle=line, **look)
+    axes.axhline(1, color="black", linewidth=0.8)
+    _by_size(axes, times.sizes, "time, in that of the MGU's multiply-adds")
+    axes.legend(frameon=False, ncols=2)
+    save(figure, path)

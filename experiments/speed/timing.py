@@ -1,0 +1,99 @@
+"""Fair timing on a noisy machine: everything in one process, one after another, round after round."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mgu_jax.training.data import Data
+from mgu_jax.training.devices import AXIS, mesh_of, put
+from mgu_jax.training.optimizers import Hyper
+from mgu_jax.training.step import Recipe, run_steps
+from mgu_jax.training.sweep import Sweep, run_members
+
+Size = tuple[int, int, int, int]  # B, T, D, H
+Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Of one call, until its results are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began
+
+
+def alternate(
+    contestants: Mapping[str, Timed], budget: float, least: int = 5, most: int = 200
+) -> dict[str, np.ndarray]:
+    """Seconds of every round, by name: each contestant once a round, as many rounds as the budget of seconds allows.
+
+    The first call of each, which compiles, and a second one stand apart. Each round has an order of its own, since
+    whoever comes after a large product finds cold caches, and a pause between any two, since threads may still spin.
+    """
+    for function, arguments in contestants.values():
+        seconds(function, *arguments)
+    once = sum(seconds(function, *arguments) for function, arguments in contestants.values())
+    rounds, order = int(min(most, max(least, budget / once))), np.random.default_rng(0)
+    times = {name: np.empty(rounds) for name in contestants}
+    for i in range(rounds):
+        for name in order.permutation(list(contestants)):
+            time.sleep(0.002)
+            function, arguments = contestants[name]
+            times[name][i] = seconds(function, *arguments)
+    return times
+
+
+def members_beside_one(
+    recipe: Recipe, state: Sweep, hyper: Hyper, data: Data, *, steps: int, devices: int, budget: float
+) -> dict[str, float]:
+    """Seconds of a chunk of all members, split over devices, and of one member on one device times their number.
+
+    ``hyper`` has the entries of every member, [M].
+    """
+    count = len(state.stopped)
+    mesh = mesh_of(devices, "members", count)
+    one, its = jax.tree.map(lambda a: a[0], jax.device_put((state.members, hyper), jax.devices()[0]))
+    members, stopped, hyper = put((state.members, state.stopped, hyper), mesh, AXIS)
+    there, data = put(data, mesh), jax.device_put(data)
+
+    def together() -> Any:
+        return run_members(members, stopped, hyper, there, recipe=recipe, steps=steps, mesh=mesh)
+
+    def alone() -> Any:
+        return run_steps(one, its, data, recipe=recipe, steps=steps)
+
+    times = alternate({"all": (together, ()), "one": (alone, ())}, budget)
+    return {
+        "seconds": float(np.median(times["all"])),
+        "seconds_one_by_one": count * float(np.median(times["one"])),
+        "share": ratio(times["all"], times["one"]) / count,
+    }
+
+
+def spread(times: np.ndarray) -> dict[str, float]:
+    """Median and quartiles, in milliseconds."""
+    low, median, high = 1e3 * np.quantile(times, [0.25, 0.5, 0.75])
+    return {"ms": float(median), "low": float(low), "high": float(high)}
+
+
+def ratio(times: np.ndarray, ours: np.ndarray) -> float:
+    """How many times as long as ours: the median over the rounds, so that a slow minute slows both."""
+    return float(np.median(times / ours))
+
+
+def product_2048() -> Timed:
+    """A product of 2048^3 multiply-adds: what the machine can do, at the same time as everything else."""
+    a = jnp.ones((2048, 2048), jnp.float32)
+    return jax.jit(jnp.matmul), (a, a)
+
+
+FLOP_2048 = 2 * 2048**3
+
+
+def flop(size: Size, which: str) -> int:
+    """Multiplications and additions of one MGU layer in its products; the backward pass has twice the forward's."""
+    B, T, D, H = size
+    return 2 * B * T * (2 * D * H + 2 * H * H) * {"forward": 1, "both": 3}[which]

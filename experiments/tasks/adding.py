@@ -1,0 +1,67 @@
+"""The adding problem: the sum of the two numbers, among 50 to 55, that are marked; or among 200, 400, 1000 (--length).
+
+Each step brings a number from [0, 1] and a mark; one number in each half of the sequence is marked. Guessing the mean
+has a squared error of 1/6. Training sequences are made as they are needed and never come twice, the same for every seed
+and cell; the paper's MGU, of two directions, saw 10,000 of them for 1000 epochs and reached 0.0045. The gates begin
+with chrono initialisation.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from experiments.harness.learn import Task, Training, finish, learn
+from experiments.harness.measures import ERROR
+from experiments.run import BadRequest
+from mgu_jax.training.data import Data
+from mgu_jax.training.losses import squared_error
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """The flags of adding."""
+
+    length: int | None = None
+    """T of every sequence; drawn from 50 to 55 for each if not given."""
+    learning_rate: float = 3e-3
+    forget_bias: float | Literal["chrono"] = "chrono"
+
+
+def sequences(rng: np.random.Generator, count: int, length: int | None) -> Data:
+    """xs [N, T, 2] of numbers and marks, targets [N, 1], lengths [N] where they differ."""
+    longest = length or 55
+    lengths = np.full(count, length) if length else rng.integers(50, 56, count)
+    numbers = rng.random((count, longest), np.float32)
+    first = rng.integers(0, lengths // 2)
+    second = rng.integers(lengths // 2, lengths)
+    marks, rows = np.zeros((count, longest), np.float32), np.arange(count)
+    marks[rows, first] = marks[rows, second] = 1
+    targets = (numbers * marks).sum(1, keepdims=True)
+    return Data(np.stack([numbers, marks], -1), targets, None if length else lengths.astype(np.int32))
+
+
+def main(config: Config) -> None:
+    """Train on fresh sequences, test on 1,000 of their own; --steps batches, or 5,000."""
+    if config.length is not None and config.length < 2:
+        raise BadRequest(f"--length must be at least 2; got {config.length}.")
+    length = 10 if config.quick and config.length is None else config.length
+
+    def source(step: int) -> Data:
+        return sequences(np.random.default_rng((1, step)), config.batch_size, length)
+
+    task = Task(
+        source,
+        sequences(np.random.default_rng(0), 1000, length),
+        {"the adding problem": f"made by numpy {np.__version__}"},
+        input_size=2,
+        output_size=1,
+        longest=length or 55,
+        measure=ERROR,
+        loss=squared_error,
+        options=(("readout", "last"),),
+    )
+    steps = config.steps or (100 if config.quick else 5_000)
+    name = f"adding-{config.length}" if config.length else "adding"
+    learned = learn(name, config, task, steps=steps, steps_per_call=50 if config.quick else 200)
+    finish(learned, ERROR, {}, length=length or [50, 55])

@@ -1,0 +1,59 @@
+"""A language model of characters on tiny Shakespeare: bits per character, and what it writes itself at the end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.datasets import text
+from experiments.harness import cells, plots
+from experiments.harness.language import learn_language
+from experiments.harness.learn import Training, finish
+from experiments.harness.measures import BITS
+from mgu_jax.interop import files
+from mgu_jax.interop.pretrained import draw
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """The flags of chars."""
+
+    window: int = 64
+    """T, the characters that a gradient goes through."""
+    embedding_size: int = 64
+    """Features of a character."""
+    hidden_size: int = 256
+    batch_size: int = 32
+    dropout: float = 0.2
+    epochs: int = 15
+    temperature: float = 0.8
+    """Of the samples: below 1 the likely becomes likelier."""
+    characters: int = 500
+    """Length of the sample of each seed."""
+
+
+def main(config: Config) -> None:
+    """Train on nine tenths, choose by a twentieth, test on the last; then write."""
+    data = text.shakespeare(config.data_dir, config.download)
+    sizes = {"window": config.window, "embedding_size": config.embedding_size}
+    learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
+    samples, first = [], jnp.array([data.symbols.index("\n")])
+    for seed, params in zip(learned.result["seeds"], learned.params, strict=True):
+        key, temperature = jax.random.key(seed), jnp.asarray(config.temperature)
+        tokens = draw(learned.model, config.characters, params, first, key, temperature)
+        samples.append("".join(data.symbols[token] for token in tokens))
+    others: dict[str, Any] = {}
+    if cell := cells.FAMILY.get(config.cell):
+        params, tokens = learned.params[0], data.test.xs[:80]
+
+        def picture(path: Path) -> None:
+            gates = plots.gate_activity(params.layers[0], params.embedding[tokens], cell)
+            plots.sentence_and_gates(path, gates, [data.symbols[token] for token in tokens])
+
+        others["gates.png"] = picture
+        if config.forget_bias != "chrono":  # which is no argument of a model
+            others["model.npz"] = lambda path: files.save(path, learned.model, params)
+    print(f"\n{samples[0]}")
+    finish(learned, BITS, others, samples=samples, temperature=config.temperature)

@@ -1,0 +1,38 @@
+"""Whether a review of IMDB is positive: an embedding, one layer of H = 100 over at most 400 words, a mean of states.
+
+22,500 reviews to learn from, 2,500 that choose the step, 25,000 to test on. The paper's MGU reached 62.6 %. Dropout
+falls on every state, before their mean, and so does less than its rate sounds like.
+"""
+
+from dataclasses import dataclass
+
+from experiments.datasets import text
+from experiments.harness.classify import classify, steps_of
+from experiments.harness.learn import Training
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """The flags of imdb."""
+
+    longest: int = 400
+    """Words of a review, the last of it."""
+    embedding_size: int = 100
+    """Features of a word."""
+    batch_size: int = 50
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.5
+    epochs: int = 3
+
+
+def main(config: Config) -> None:
+    """Train, choose, test; --quick takes an eleventh of the reviews and their last 40 words."""
+    longest = 40 if config.quick else config.longest
+    imdb = text.imdb(config.data_dir, config.download, longest, types=2_000 if config.quick else 20_000)
+    if config.quick:
+        # Positive and negative come by turns, so the stride is odd.
+        train, valid, test = (type(p)(*(a[::11] for a in p)) for p in (imdb.train, imdb.valid, imdb.test))
+        imdb = imdb._replace(train=train, valid=valid, test=test)
+    sizes = steps_of(config, imdb.train, quick=(60, 30), chunks=3)
+    classify("imdb", config, imdb, readout="mean", embedding_size=config.embedding_size, evaluated_at_once=500, **sizes)

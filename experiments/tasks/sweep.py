@@ -1,0 +1,100 @@
+"""64 MGUs at once: learning rate x forget bias x seeds on real digits, in one compiled program; a minute on a laptop.
+
+Every member is trained as ``digits`` trains one, with H = 32. Beside the time of the sweep stands that of one member
+alone, times 64.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+import mgu_jax as mgu
+from experiments.datasets import data
+from experiments.harness import plots
+from experiments.run import BadRequest, Common, Run, saved, use_devices
+from experiments.speed import timing
+from mgu_jax.training.checkpoint import Checkpoints
+from mgu_jax.training.losses import accuracy
+from mgu_jax.training.settings import settings
+from mgu_jax.training.sweep import Sweep, begin, per_member, rows
+
+RATES, BIASES = (3e-4, 1e-3, 3e-3, 1e-2), (-2.0, -1.0, 0.0, 1.0)
+CHUNK = 42  # an epoch
+
+
+@dataclass(frozen=True)
+class Config(Common):
+    """The flags of sweep."""
+
+    seeds: int = 4
+    """Seeds of each setting."""
+    hidden_size: int = 32
+    """H, the width of the layer."""
+    devices: int | None = None
+    """Split the members over so many; two if not given, where a CPU or the machine has them."""
+
+
+def main(config: Config) -> None:
+    """Sweep, and show the surface, the best, and the time."""
+    devices = use_devices(config.devices)
+    digits = data.digits()
+    steps = config.steps or (2 * CHUNK if config.quick else 20 * CHUNK)
+    hyper = mgu.grid(
+        learning_rate=RATES[1:3] if config.quick else RATES, forget_bias=BIASES[:2] if config.quick else BIASES
+    )
+    count = len(hyper.learning_rate) * config.seeds
+    if count % devices:
+        raise BadRequest(f"--devices must divide the {count} members; got {devices}.")
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    run = Run("sweep", config, digits.sources, {"members": count, "total_steps": steps, "devices": devices})
+    model = mgu.Model(8, (config.hidden_size,), 10, readout="last")
+    recipe = mgu.Recipe(model, schedule="cosine", total_steps=steps, batch_size=32)
+    hyper = hyper._replace(clip_norm=1.0)
+    options = {"hyper": hyper, "keys": keys, "steps_per_call": CHUNK, "devices": devices}
+    validation = mgu.Validation(digits.test, (accuracy,))
+
+    with Checkpoints(run.path("checkpoints")) as checkpoints:
+        state: Sweep | None = None
+        if config.resume:
+            state = saved(checkpoints, begin(recipe, hyper, keys, validation))
+        run.rewind(int(state.step) if state else 0)
+
+        def on_call(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
+            for i, row in enumerate(rows(state, hyper)):
+                seen = {name: score[i] for name, score in scores.items()}
+                run.log(int(state.step), "test", setting=row["setting"], seed=row["seed"], loss=losses[i, -1], **seen)
+            checkpoints.save(int(state.step), state)
+            return f"best accuracy {np.nanmax(scores['accuracy']):.2%}" if scores else ""
+
+        state, _ = mgu.sweep(
+            recipe,
+            digits.train,
+            steps=steps,
+            state=state,
+            validation=validation,
+            on_call=on_call,
+            progress=True,
+            **options,
+        )
+
+    members, best = rows(state, hyper), mgu.best_member(state, hyper, validation)
+    each, budget = per_member(settings(hyper)[0], config.seeds), 0.1 if config.quick else 5.0
+    times = timing.members_beside_one(recipe, state, each, digits.train, steps=CHUNK, devices=devices, budget=budget)
+    surface = np.array([row["score"] for row in members], float).reshape(
+        -1, len(BIASES[:2] if config.quick else BIASES), config.seeds
+    )
+    figures = {
+        "members": members,
+        "best": {"learning_rate": float(best.hyper.learning_rate), "forget_bias": float(best.hyper.forget_bias)}
+        | {"seed": best.seed, "accuracy": best.score},
+        "accuracy_of_settings": surface.mean(-1).tolist(),
+        **times,
+    }
+    run.finish(figures)
+    plots.surface(run.path("surface.png"), surface, np.unique(hyper.learning_rate), np.unique(hyper.forget_bias))
+    print(f"\n  best of {count}: {best.score:.2%} with learning rate {best.hyper.learning_rate:g}, ", end="")
+    print(f"forget bias {best.hyper.forget_bias:g}, seed {best.seed}")
+    print(f"  an epoch of all {count} members: {times['seconds']:.2f} s; of one, times {count}: ", end="")
+    print(f"{times['seconds_one_by_one']:.2f} s; the sweep takes {times['share']:.2f} of that")
+    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, surface.png")

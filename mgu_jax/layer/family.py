@@ -1,0 +1,91 @@
+"""The family of one-gate cells: ``Cell``, the specification of a member, and the members that have names."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mgu_jax import checks
+from mgu_jax.layer.params import Params
+
+ACTIVATIONS = ("tanh", "relu", "identity")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A member of the family: static and hashable, it travels through ``jit`` as a constant.
+
+    Attributes:
+        gate: what feeds the gate, some of "x", "h", "b" in this order.
+        reset: whether f scales the state "before" its product with U_h, the product "after" it, or "none".
+        update: how much of the candidate enters the state, "f" (the paper's sign) or "1-f" (Flax's).
+        candidate: what feeds the candidate, "xhb", or "xb" for one that does not see the state.
+        recurrence: "dense" (U is [H, H]) or "diagonal" (U is [H], the recurrence is elementwise).
+        activation: of the candidate, "tanh", "relu" or "identity".
+        layer_norm: normalise each pre-activation over its H features before the bias, z = g*(s - mean)/std + b
+            (Ba, Kiros and Hinton 2016, arXiv 1607.06450), with gains g_f and g_h.
+
+    Raises:
+        ValueError: a value that is not among these, or a reset of a candidate that does not see the state.
+    """
+
+    gate: str = "xhb"
+    reset: str = "before"
+    update: str = "f"
+    candidate: str = "xhb"
+    recurrence: str = "dense"
+    activation: str = "tanh"
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        checks.check_choice("gate", self.gate, ("xhb", "xh", "xb", "hb", "x", "h", "b"))
+        checks.check_choice("reset", self.reset, ("before", "after", "none"))
+        checks.check_choice("update", self.update, ("f", "1-f"))
+        checks.check_choice("candidate", self.candidate, ("xhb", "xb"))
+        checks.check_choice("recurrence", self.recurrence, ("dense", "diagonal"))
+        checks.check_choice("activation", self.activation, ACTIVATIONS)
+        checks.check_choice("layer_norm", self.layer_norm, (False, True))
+        if "h" not in self.candidate and self.reset != "none":
+            raise ValueError(f"reset must be 'none' for a candidate that does not see the state; got {self.reset!r}.")
+
+    def shapes(self, input_size: int, hidden_size: int) -> Params:
+        """``Params`` of shapes for D input and H hidden features; ``None`` for a term that the member lacks."""
+        W, b = (input_size, hidden_size), (hidden_size,)
+        U = b if self.recurrence == "diagonal" else (hidden_size, hidden_size)
+        return Params(
+            W_f=W if "x" in self.gate else None,
+            U_f=U if "h" in self.gate else None,
+            b_f=b if "b" in self.gate else None,
+            W_h=W,
+            U_h=U if "h" in self.candidate else None,
+            b_h=b,
+            b_r=b if self.reset == "after" else None,
+            g_f=b if self.layer_norm and self.gate != "b" else None,
+            g_h=b if self.layer_norm else None,
+        )
+
+    @property
+    def linear(self) -> bool:
+        """Whether the new state is linear in the old one: neither gate nor candidate sees it."""
+        return "h" not in self.gate and "h" not in self.candidate
+
+    @property
+    def joint(self) -> bool:
+        """Whether both products of a step act on the same rows, so that one of width 2H serves."""
+        both_see_it = "h" in self.gate and "h" in self.candidate
+        return self.reset != "before" and self.recurrence == "dense" and both_see_it
+
+
+MGU = Cell()  # Zhou et al. 2016, arXiv 1603.09420
+MGU1 = Cell(gate="hb")  # Heck and Salem 2017, arXiv 1701.03452
+MGU2 = Cell(gate="h")  # "
+MGU3 = Cell(gate="b")  # "
+RESET_AFTER_MGU = Cell(reset="after")  # the form that cuDNN, PyTorch and Keras give their GRU
+FLAX_MGU = Cell(reset="after", update="1-f")  # flax.linen.MGUCell(reset_gate=True)
+UGRNN = Cell(reset="none")  # Collins, Sohl-Dickstein and Sussillo 2016, arXiv 1611.09913
+DIAGONAL_MGU = Cell(recurrence="diagonal")  # the paper's cell with an elementwise recurrence
+MIN_GRU = Cell(gate="xb", candidate="xb", reset="none", activation="identity")  # Feng et al. 2024, arXiv 2410.01201
+
+
+def check_cell(cell: Any) -> None:
+    """``cell`` is a member of the family."""
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell must be an mgu_jax.Cell, such as mgu_jax.MGU; got {checks.describe(cell)}.")

@@ -1,0 +1,160 @@
+"""The notation of the whole project, the parameters of a layer, and how many they are.
+
+    T time steps    B batch    D input features    H hidden features    K output features
+
+Time comes first: ``xs [T, B, D]``, ``hs [T, B, H]``, ``h0 [B, H]``. Vectors are rows: ``x @ W``. ``W_*`` act on the
+input, ``U_*`` on the state, ``b_*`` are biases; ``f`` is the forget gate and ``c`` the candidate, ``z_f`` and ``z_h``
+are their pre-activations, and ``d<name>`` is the cotangent of ``<name>``. The letters are those of the paper: Zhou, Wu,
+Zhang and Zhou, "Minimal Gated Unit for Recurrent Neural Networks" (2016), arXiv 1603.09420.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mgu_jax import checks
+
+
+class Params(NamedTuple):
+    """The parameters of one layer, 2H(H + D + 1) numbers for the paper's cell (equations 6a to 6c):
+
+        f  = sigmoid(x W_f + h U_f + b_f)
+        c  = tanh(x W_h + (f*h) U_h + b_h)
+        h' = (1 - f)*h + f*c
+
+    A term that a member of the family lacks is ``None``.
+    """
+
+    W_f: Any  # [D, H]  input to gate
+    U_f: Any  # [H, H]  state to gate; [H] where the recurrence is diagonal
+    b_f: Any  # [H]     gate bias; negative remembers, positive overwrites
+    W_h: Any  # [D, H]  input to candidate
+    U_h: Any  # [H, H]  state to candidate; [H] where the recurrence is diagonal
+    b_h: Any  # [H]     candidate bias
+    b_r: Any = None  # [H]  bias inside the reset, of the members that reset after the product
+    g_f: Any = None  # [H]  gain of the gate's layer normalisation, of the members that have it
+    g_h: Any = None  # [H]  gain of the candidate's
+
+
+def count(params: Any) -> int:
+    """How many numbers a pytree of arrays holds: 2H(H + D + 1) for one layer of the paper's cell."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def gru_count(input_size: int, hidden_size: int) -> int:
+    """Parameters of one GRU layer, 3H(H + D + 1), as the paper counts them (one bias a gate)."""
+    return 3 * hidden_size * (hidden_size + input_size + 1)
+
+
+def lstm_count(input_size: int, hidden_size: int) -> int:
+    """Parameters of one LSTM layer, 4H(H + D + 1), as the paper counts them (one bias a gate)."""
+    return 4 * hidden_size * (hidden_size + input_size + 1)
+
+
+def summary(params: Params) -> str:
+    """A table of one layer: names, shapes, dtypes, counts and bytes, and the ratio to a GRU and an LSTM of its size.
+
+    The counts of GRU and LSTM are the paper's, with one bias a gate.
+
+    Raises:
+        TypeError: something else than a ``Params`` of arrays.
+    """
+    if not isinstance(params, Params):
+        came = type(params).__name__
+        raise TypeError(f"params must be an mgu_jax.Params, such as one of a model's layers; got a {came}.")
+    for name, array in params._asdict().items():
+        if not hasattr(array, "nbytes") and (array is not None or name == "W_h"):
+            raise TypeError(f"params.{name} must be an array; got a {type(array).__name__}.")
+    D, H = params.W_h.shape
+    present = {name: array for name, array in params._asdict().items() if array is not None}
+    rows = [(name, str(list(a.shape)), str(a.dtype), f"{a.size:,}", f"{a.nbytes:,}") for name, a in present.items()]
+    total, size = count(params), sum(a.nbytes for a in present.values())
+    head = ("name", "shape", "dtype", "count", "bytes")
+    table = [head, *rows, ("total", "", "", f"{total:,}", f"{size:,}")]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    ratios = [
+        f"{total / other:.3f} of {name}'s {other:,}"
+        for name, other in (("a GRU", gru_count(D, H)), ("an LSTM", lstm_count(D, H)))
+    ]
+    return "\n".join([*lines, ", ".join(ratios)])
+
+
+def check_params(params: Any, cell: Any) -> tuple[int, int]:
+    """``params`` fits ``cell``; returns the feature sizes (D, H) that it was made for.
+
+    Raises:
+        TypeError: not a ``Params``, an entry that is no floating array, or entries of different dtypes.
+        ValueError: a term that the cell lacks or needs, or shapes that do not belong together.
+    """
+    if not isinstance(params, Params):
+        raise TypeError(f"params must be an mgu_jax.Params, as mgu_jax.init makes it; got {checks.describe(params)}.")
+    for name, value in params._asdict().items():
+        if value is not None and not isinstance(value, jax.Array | np.ndarray):
+            raise TypeError(f"params.{name} must be an array; got {checks.describe(value)}.")
+    W_h = params.W_h
+    if W_h is None or W_h.ndim != 2 or 0 in W_h.shape:
+        raise ValueError(f"params.W_h must have shape [D, H] with D and H at least 1; got {checks.describe(W_h)}.")
+    if not jnp.issubdtype(W_h.dtype, jnp.floating):
+        raise TypeError(f"params.W_h must be of a floating dtype; got {checks.describe(W_h)}.")
+    D, H = W_h.shape
+    for name, shape in cell.shapes(D, H)._asdict().items():
+        value = getattr(params, name)
+        if shape is None:
+            if value is not None:
+                raise ValueError(
+                    f"params.{name} must be None (the cell has no such term); got {checks.describe(value)}."
+                )
+            continue
+        if value is None:
+            raise ValueError(f"params.{name} must have shape {list(shape)} (the cell needs it); got None.")
+        checks.check_array(f"params.{name}", value, checks.dtype_of(W_h), "the dtype of params.W_h")
+        checks.check_shape(f"params.{name}", value, shape, f"params.W_h is {[D, H]}")
+    return D, H
+
+
+def check_features(name: str, value: Any, leading: str, params: Params, source: str) -> None:
+    """``value [leading..., features]`` has the dtype of ``params`` and the features of the weight named ``source``.
+
+    ``source`` is "W_h" for inputs (its rows) and "b_h" for states (its length); ``leading`` is what stands before the
+    features in the text of an error, as "T, ..., ".
+    """
+    weight = getattr(params, source)
+    checks.check_array(name, value, checks.dtype_of(params.W_h), "the dtype of params")
+    needed = leading.count(",") - leading.count("...")
+    if value.ndim < needed + 1 or value.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"{name} must have shape [{leading}{weight.shape[0]}] (params.{source} is {list(weight.shape)}); "
+            f"got {list(value.shape)}."
+        )
+
+
+def check_state(name: str, value: Any, batch: tuple[int, ...], params: Params, of: str = "xs") -> None:
+    """``value`` is a state [batch..., H] for the inputs called ``of``."""
+    check_features(name, value, "..., ", params, "b_h")
+    shape = (*batch, value.shape[-1])
+    checks.check_shape(name, value, shape, f"the batch of {of} and the width of params")
+
+
+def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = "lengths", of: str = "xs") -> None:
+    """Whole numbers in [0, T], one a sequence; values are looked at only where they are not traced."""
+    if lengths is None:
+        return
+    if not isinstance(lengths, jax.Array | np.ndarray) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an array of whole numbers; got {checks.describe(lengths)}.")
+    checks.check_shape(name, lengths, batch, f"the batch of {of}")
+    if checks.is_concrete(lengths) and lengths.size:
+        outside = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > steps)]
+        if outside.size:
+            raise ValueError(f"{name} must lie in [0, {steps}] ({of} has {steps} steps); got {outside.flat[0]}.")
+
+
+def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs") -> None:
+    """One bool a step and sequence."""
+    if resets is None:
+        return
+    if not isinstance(resets, jax.Array | np.ndarray) or resets.dtype != bool:
+        raise TypeError(f"resets must be an array of bool; got {checks.describe(resets)}.")
+    checks.check_shape("resets", resets, shape, f"the steps and the batch of {of}")

@@ -1,0 +1,121 @@
+"""The benchmark measures what it says: the same work for all, every round, and tables that follow from the rows."""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.speed import peers, tables, timing
+from experiments.speed.benchmark import MEMORY, ON_DEVICES
+from mgu_jax.gradients import relative_error
+
+SIZE = (4, 5, 3, 6)
+LAYERS = {name: layer for name, layer in peers.EVERYTHING.items() if peers.installed(layer.package)}
+
+
+@pytest.fixture(autouse=True)
+def as_a_user():
+    """The peers promote dtypes and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_gives_states_and_all_gradients(name):
+    layer = LAYERS[name]
+    pair = peers.on_one_device(layer, SIZE)
+    (run, arguments), (both, same) = pair["forward"], pair["both"]
+    states = run(*arguments)
+    assert states.shape == ((4, 5, 6) if layer.batch_first else (5, 4, 6))
+    dparams, dxs = both(*same)
+    assert dxs.shape == arguments[1].shape
+    assert jax.tree.structure(dparams) == jax.tree.structure(arguments[0])
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves((states, dparams, dxs)))
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name in ON_DEVICES])
+def test_on_two_devices_is_the_same_work(name):
+    """The same states, and gradients summed over the devices."""
+    one, two = peers.on_one_device(LAYERS[name], SIZE), peers.on_devices(LAYERS[name], SIZE, 2)
+    for which in ("forward", "both"):
+        mine, right = (function(*arguments) for function, arguments in (two[which], one[which]))
+        assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(mine))
+        for got, wanted in zip(jax.tree.leaves(mine), jax.tree.leaves(right), strict=True):
+            assert relative_error(got, wanted) <= 1e-5
+
+
+def test_everybody_runs_in_every_round():
+    calls = []
+
+    def contestant(name):
+        return (lambda: calls.append(name), ())
+
+    times = timing.alternate({name: contestant(name) for name in "abc"}, budget=0.0, least=4)
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 4, "b": 4, "c": 4}
+    assert sorted(calls) == sorted("abc" * 6)  # one that compiles, one that is counted, four rounds
+    rounds = ["".join(calls[i : i + 3]) for i in range(6, len(calls), 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_ratios_are_paired():
+    """A round that is slow for everybody changes nothing."""
+    ours = np.array([1.0, 1.0, 5.0, 1.0])
+    assert timing.ratio(2 * ours, ours) == 2
+    assert timing.spread(np.array([1.0, 2.0, 3.0])) == {"ms": 2000.0, "low": 1500.0, "high": 2500.0}
+
+
+def test_flop_are_those_of_the_products():
+    """As the compiler counts them for one step without a loop, but for the elementwise work."""
+    B, T, D, H = 8, 1, 64, 128
+    function, arguments = peers.on_one_device(peers.OURS["MGU, autodiff"], (B, T, D, H))["forward"]
+    counted = function.lower(*arguments).compile().cost_analysis()["flops"]
+    assert 1 <= counted / timing.flop((B, T, D, H), "forward") < 1.1
+    assert timing.flop((B, T, D, H), "both") == 3 * timing.flop((B, T, D, H), "forward")
+
+
+def test_products_alone_are_all_products():
+    """None is merged with another by the compiler, and none left out."""
+    for where, count in (("in the loop", 4), ("outside", 8)):
+        function, arguments = peers.products_alone(SIZE)[f"products {where}"]
+        assert function.lower(*arguments).compile().as_text().count(" dot(") == count
+
+
+def test_a_seed_is_refused(tmp_path, capsys):
+    assert main(["benchmark", "--seed", "3", "--out", str(tmp_path / "run")]) == 2
+    text = "--seed has no meaning for benchmark, whose times do not depend on the numbers."
+    assert capsys.readouterr().err == f"error: {text}\n"
+
+
+@pytest.mark.slow
+def test_quick_run(tmp_path, capsys):
+    assert main(["benchmark", "--quick", "--out", str(tmp_path / "run")]) == 0
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
+    parts = {"time", "memory", "long memory", "compilation", "growth", "members", "compiler options"}
+    assert {row["part"] for row in rows} == parts | ({"allocation"} if sys.platform.startswith("linux") else set())
+    timed = {(row["name"], row["devices"], row["which"]): row for row in rows if row["part"] == "time"}
+    assert {name for name, devices, _ in timed if devices == 1} >= set(LAYERS)
+    assert {name for name, devices, _ in timed if devices == 2} == set(LAYERS) & set(ON_DEVICES)
+    assert all(row["low"] <= row["ms"] <= row["high"] for row in timed.values())
+    assert timed["MGU", 1, "both"]["times_ours"] == timed["MGU", 2, "forward"]["times_ours"] == 1
+    assert {row["name"] for row in rows if row["part"] == "memory"} == set(MEMORY)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["split"] for line in lines] == [row["part"] for row in rows]
+    text = capsys.readouterr().out
+    assert "B, T, D, H = 2, 6, 3, 4   floor" in text
+    assert all(line in text for line in (*tables.beside_the_peers(rows), *tables.figures(rows)))
+    for name in ("ratios.png", "floor.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_devices_than_there_are(tmp_path, capsys):
+    assert main(["benchmark", "--devices", "9999", "--out", str(tmp_path / "run")]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: --devices must be at most the {os.cpu_count()} cores that there are; got 9999.\n"
+    )
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,365 @@
+"""Data sets: where they are looked for, that they are the published ones, how they are fetched, what they become."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import importlib.machinery
+import io
+import json
+import lzma
+import os
+import tarfile
+import threading
+import urllib.error
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.datasets import data, text
+from experiments.datasets import published as files
+from experiments.datasets.download import fetch
+from experiments.datasets.published import Published, find, unpacked
+from experiments.run import BadRequest
+
+CONTENT = b"a published content, " * 50
+REAL = os.environ.get("MGU_JAX_DATA")
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch, tmp_path):
+    """No folder with data unless a test names one, and a cache of its own."""
+    monkeypatch.delenv("MGU_JAX_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def published(content=CONTENT, name="set.txt", holders=("set.txt.gz", "set.zip", "set.tgz"), **more):
+    return Published(name, len(content), hashlib.sha256(content).hexdigest(), holders, **more)
+
+
+def archive(kind, name, content):
+    out = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(out, "w") as file:
+            file.writestr(f"inside/{name}", content)
+    else:
+        with tarfile.open(fileobj=out, mode="w:gz") as file:
+            member = tarfile.TarInfo(f"./inside/{name}")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+HELD = {
+    "set.txt": CONTENT,
+    "set.txt.gz": gzip.compress(CONTENT),
+    "set.txt.xz": lzma.compress(CONTENT),
+    "set.zip": archive("zip", "set.txt", CONTENT),
+    "set.tgz": archive("tgz", "set.txt", CONTENT),
+}
+
+
+@pytest.mark.parametrize("holder", HELD)
+def test_packed_or_not_it_is_the_content_that_counts(holder, tmp_path):
+    (tmp_path / holder).write_bytes(HELD[holder])
+    found = find(published(holders=tuple(HELD)), "get it", tmp_path)
+    assert found.content == CONTENT
+    assert found.where == str(tmp_path / holder)
+    # One byte less, and it is damaged; another content, too.
+    assert unpacked(HELD[holder][:-30], holder, "set.txt") != CONTENT
+    (tmp_path / holder).write_bytes(HELD[holder][:-30])
+    with pytest.raises(BadRequest, match=f"{holder} is damaged or another file than the published one: get it"):
+        find(published(holders=tuple(HELD)), "get it", tmp_path)
+
+
+@pytest.mark.parametrize("holder", HELD)
+def test_damage_of_any_bit_is_seen_and_breaks_nothing(holder):
+    for i in range(8 * len(HELD[holder])):
+        damaged = bytearray(HELD[holder])
+        damaged[i // 8] ^= 1 << i % 8
+        content = unpacked(bytes(damaged), holder, "set.txt")
+        assert content == CONTENT or not files.is_published(content, published()), i
+
+
+def test_the_places_in_their_order(tmp_path, monkeypatch):
+    named, variable, cache = tmp_path / "named", tmp_path / "variable", files.cache()
+    monkeypatch.setenv("MGU_JAX_DATA", str(variable))
+    installed = tmp_path / "package" / "set.txt"
+    file = published(installed=("a_package_that_nobody_has/x", str(installed)))
+    for folder in (named, variable, cache, installed.parent):
+        folder.mkdir(parents=True)
+        (folder / "set.txt").write_bytes(CONTENT)
+    for folder in (named, variable, cache):
+        assert find(file, "get it", named).where == str(folder / "set.txt")
+        (folder / "set.txt").unlink()
+    assert find(file, "get it", named).where == str(installed)
+    installed.unlink()
+    with pytest.raises(BadRequest) as caught:
+        find(file, "get it", named)
+    assert str(caught.value) == f"set.txt.gz is in none of the folders {named}, {variable}, {cache}: get it."
+
+
+def test_an_installed_package_and_a_command(tmp_path, monkeypatch):
+    package = tmp_path / "apackage"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('not to be imported')")
+    (package / "set.txt").write_bytes(CONTENT)
+    spec = importlib.machinery.ModuleSpec("apackage", None, origin=str(package / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec if name == "apackage" else None)
+    assert find(published(installed=("apackage/set.txt",)), "get it", None).where == str(package / "set.txt")
+
+    (tmp_path / "set").write_bytes(CONTENT)
+    assert find(published(printed_by=("cat", str(tmp_path / "set"))), "get it", None).content == CONTENT
+    with pytest.raises(BadRequest, match=r"^set\.txt\.gz is in none of the folders .*: get it\.$"):
+        find(published(printed_by=("cat", str(package / "__init__.py"))), "get it", None)
+
+
+def test_the_same_data_in_another_file(tmp_path):
+    other = b"the same data otherwise"
+    file = published(otherwise=published(other, "other.txt", ()))
+    (tmp_path / "other.txt").write_bytes(other)
+    assert find(file, "get it", tmp_path).content == other
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """A server of one content that knows ranges; it may give up on the way."""
+
+    def __init__(self, content, asked, gives, *arguments):
+        self.content, self.asked, self.gives = content, asked, gives
+        super().__init__(*arguments)
+
+    def do_GET(self):
+        first = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        self.asked.append(first)
+        if self.path != "/set.txt.gz":
+            return self.send_error(404)
+        if first >= len(self.content):
+            return self.send_error(416)
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(self.content) - first))
+        self.end_headers()
+        return self.wfile.write(self.content[first:][: self.gives.pop(0)])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """serve(content, gives) -> (address, list of first bytes asked for); gives: bytes that each answer ends after."""
+    servers = []
+
+    def start(content, gives):
+        asked = []
+        server = http.server.HTTPServer(("127.0.0.1", 0), functools.partial(Server, content, asked, gives))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}", asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_download_goes_on_where_it_was_cut(serve):
+    packed = gzip.compress(os.urandom(5000))
+    content = gzip.decompress(packed)
+    address, asked = serve(packed, [2000, 10_000])
+    file = published(content, url=f"{address}/set.txt.gz", saved_as="set.txt.gz")
+    with pytest.raises(BadRequest, match="2,000 bytes are kept for the next attempt"):
+        find(file, "get it", None, download=True)
+    assert [path.name for path in files.cache().iterdir()] == ["set.txt.gz.part"]
+    assert find(file, "get it", None, download=True).content == content
+    assert [path.name for path in files.cache().iterdir()] == ["set.txt.gz"]
+    assert asked == [0, 2000]
+    assert find(file, "get it", None, download=True).where == str(files.cache() / "set.txt.gz")
+    assert len(asked) == 2  # what is there is not fetched again
+    # A draft that is whole already.
+    (files.cache() / "set.txt.gz").rename(files.cache() / "set.txt.gz.part")
+    assert find(file, "get it", None, download=True).content == content
+
+
+def test_another_content_than_the_published_one_does_not_stay(serve):
+    address, _ = serve(gzip.compress(b"other"), [10_000])
+    file = published(url=f"{address}/set.txt.gz", saved_as="set.txt.gz")
+    with pytest.raises(BadRequest, match="--download got another file than the published one from http"):
+        find(file, "get it", None, download=True)
+    assert list(files.cache().iterdir()) == []
+
+
+def test_no_address_no_network_and_a_wrong_address(serve, tmp_path, monkeypatch):
+    with pytest.raises(BadRequest, match=r"set\.txt cannot be downloaded: get it"):
+        find(published(), "get it", None, download=True)
+    address, _ = serve(b"", [])
+    with pytest.raises(BadRequest, match=f"--download got status 404 from {address}/x; nothing was written"):
+        fetch(f"{address}/x", files.cache() / "x", bool)
+
+    def no_network(*_, **__):
+        raise urllib.error.URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(BadRequest) as caught:
+        fetch("https://example.org/x", files.cache() / "x", bool)
+    assert str(caught.value) == (
+        "--download needs example.org, which could not be reached or gave up on the way (Temporary failure in name "
+        "resolution); nothing was written."
+    )
+    assert not files.cache().exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said_to_be(serve, tmp_path):
+    address, _ = serve(b"content", [10_000])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadRequest, match=r"^--download cannot write .*x\.part \(.*File exists\)\.$"):
+        fetch(f"{address}/set.txt.gz", tmp_path / "file" / "x", bool)
+
+
+def test_other_digits_are_refused(monkeypatch):
+    monkeypatch.setattr(data, "_DIGITS", ["0", "1"])
+    with pytest.raises(BadRequest, match="load_digits gives other digits than were published"):
+        data.digits()
+
+
+def test_the_list(tmp_path, capsys, monkeypatch):
+    small = published(name="small", holders=())
+    monkeypatch.setitem(data.SETS, "mnist", ("50 words", (small, small), "get it"))
+    (tmp_path / "small").write_bytes(CONTENT)
+    assert main(["data", "--data-dir", str(tmp_path), "--sets", "digits", "mnist", "ptb"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0].startswith("  digits       1,797 images          scikit-learn ")
+    assert listed[1] == f"  mnist        50 words              {tmp_path / 'small'}"
+    assert listed[2].startswith("  ptb          not found: ptb.zip is in none of the folders ")
+    monkeypatch.setattr("shutil.which", lambda _: None)  # a machine without the command bible
+    assert main(["data", "--sets", "kjv", "--download"]) == 2
+    assert capsys.readouterr().err == "error: --download could not get 1 of the 1 sets.\n"
+    assert main(["data", "--sets", "nothing"]) == 2
+    assert "--sets must name some of digits, mnist, vowels" in capsys.readouterr().err
+
+
+def put(monkeypatch, tmp_path, place, names, contents):
+    """Contents in place of the published ones, in files of the published names."""
+    fakes = [published(c, file.name, ()) for c, file in zip(contents, getattr(place, names), strict=True)]
+    monkeypatch.setattr(place, names, tuple(fakes))
+    for file, content in zip(fakes, contents, strict=True):
+        (tmp_path / file.name).write_bytes(content)
+
+
+def test_vowels_are_padded_and_scaled_by_the_training_set(monkeypatch, tmp_path):
+    train = b"#about\n@data\n1,2,3:10,20,30:1\n5:50:2\n"
+    put(monkeypatch, tmp_path, data, "VOWELS", (train, b"@data\n3,3:30,0:9\n"))
+    vowels = data.vowels(tmp_path)
+    assert vowels.train.xs.shape == (2, 29, 2)
+    assert vowels.train.lengths.tolist() == [3, 1]
+    assert vowels.train.targets.tolist() == [0, 1]
+    assert vowels.test.targets.tolist() == [8]
+    steps = np.array([1.0, 2, 3, 5])
+    np.testing.assert_allclose(vowels.train.xs[0, :3, 0], (steps[:3] - steps.mean()) / steps.std(), rtol=1e-6)
+    np.testing.assert_allclose(vowels.test.xs[0, :2, 1], (np.array([30, 0]) - 27.5) / (10 * steps.std()), rtol=1e-6)
+    assert not vowels.train.xs[1, 1:].any()
+
+
+def test_words_of_a_treebank(monkeypatch, tmp_path):
+    put(monkeypatch, tmp_path, text, "PTB", (b" a b a \n c <unk> \n", b" c a \n", b" b \n"))
+    ptb = text.ptb(tmp_path)
+    assert ptb.symbols == ("<eos>", "a", "<unk>", "b", "c")
+    assert ptb.train.xs.tolist() == [1, 3, 1, 0, 4, 2]
+    assert ptb.train.targets.tolist() == [3, 1, 0, 4, 2, 0]
+    assert ptb.valid.xs.tolist() == [4, 1]
+    assert ptb.test.targets.tolist() == [0]
+
+
+def test_verses_and_characters(monkeypatch, tmp_path):
+    assert text.verses("Ge1:1 In the Beginning: man's\nGe1:2 (and) day-star\n") == (
+        ["in", "the", "beginning", ":", "man's", "<eos>", "(", "and", ")", "day-star", "<eos>"]
+    )
+    put(monkeypatch, tmp_path, text, "KJV", (b"".join(b"Ge1:%d a b\n" % i for i in range(19)) + b"Re1:1 a z\n",))
+    kjv = text.kjv(tmp_path)
+    assert kjv.symbols == ("<unk>", "<eos>", "a", "b")
+    assert [len(part.xs) for part in (kjv.train, kjv.valid, kjv.test)] == [53, 2, 2]
+    assert kjv.test.targets.tolist() == [0, 1]  # z is not among the types of the training part
+    put(monkeypatch, tmp_path, text, "SHAKESPEARE", (b"ab" * 100,))
+    shakespeare = text.shakespeare(tmp_path)
+    assert shakespeare.symbols == ("a", "b")
+    assert [len(part.xs) for part in (shakespeare.train, shakespeare.valid, shakespeare.test)] == [179, 9, 9]
+
+
+def test_reviews_are_the_same_from_both_files(monkeypatch, tmp_path):
+    """Both forms in which IMDB comes give the same arrays; the last tokens are kept, the last tenth is held out."""
+    rows = [
+        {
+            "split": split,
+            "label": label,
+            "id": i,
+            "rating": 9,
+            "text": f"It's {'good' if label else 'bad'}!<br />No. {i}",
+        }
+        for split in ("train", "test")
+        for label in (1, 0)
+        for i in range(10)
+    ]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as file:
+        for row in rows:
+            place = f"aclImdb/{row['split']}/{'pos' if row['label'] else 'neg'}/{row['id']}_{row['rating']}.txt"
+            for name in (place, "aclImdb/train/unsup/0_0.txt"):
+                member = tarfile.TarInfo(name)
+                member.size = len(row["text"])
+                file.addfile(member, io.BytesIO(row["text"].encode()))
+    packed, lines = out.getvalue(), "\n".join(map(json.dumps, rows)).encode()
+    other = Published("aclImdb_v1.tar.gz", len(packed), hashlib.md5(packed).hexdigest())
+    monkeypatch.setattr(text, "_ACL_IMDB", other)
+    monkeypatch.setattr(text, "IMDB", (published(lines, "imdb.jsonl", ("imdb.jsonl.xz",), otherwise=other),))
+    (tmp_path / "aclImdb_v1.tar.gz").write_bytes(packed)
+    sets = [text.imdb(tmp_path, longest=4, types=9)]
+    (tmp_path / "imdb.jsonl.xz").write_bytes(lzma.compress(lines))
+    sets.append(text.imdb(tmp_path, longest=4, types=9))
+    assert sets[0].sources != sets[1].sources
+    for left, right in zip(jax.tree.leaves(sets[0][:2]), jax.tree.leaves(sets[1][:2]), strict=True):
+        np.testing.assert_array_equal(left, right)
+    imdb = sets[0]
+    assert [len(part.xs) for part in (imdb.train, imdb.valid, imdb.test)] == [18, 2, 20]
+    assert imdb.valid.targets.tolist() == [0, 1]
+    assert [imdb.symbols[i] for i in imdb.train.xs[0]] == ["bad", "!", "no", "0"]
+    assert imdb.symbols[:2] == ("<pad>", "<unk>")
+    assert set(imdb.symbols[2:6]) == {"!", "it's", "no", "bad"}
+
+
+REAL_SIZES = {
+    "ptb": ((929_588, 73_759, 82_429), 10_000),
+    "kjv": ((850_236, 47_234, 47_235), 10_000),
+    "shakespeare": ((1_003_853, 55_769, 55_769), 65),
+}
+
+
+@pytest.mark.skipif(not REAL, reason="MGU_JAX_DATA names no folder with the published files")
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_the_real_texts(name):
+    found = getattr(text, name)(REAL)
+    sizes, types = REAL_SIZES[name]
+    assert tuple(len(part.xs) for part in (found.train, found.valid, found.test)) == sizes
+    assert len(found.symbols) == types
+    for part in (found.train, found.valid, found.test):
+        np.testing.assert_array_equal(part.xs[1:], part.targets[:-1])
+        assert 0 <= part.xs.min() <= part.xs.max() < types
+
+
+@pytest.mark.skipif(not REAL, reason="MGU_JAX_DATA names no folder with the published files")
+def test_the_real_vowels():
+    vowels = data.vowels(REAL)
+    assert vowels.train.xs.shape == (270, 29, 12)
+    assert np.bincount(vowels.train.targets).tolist() == [30] * 9
+    assert np.bincount(vowels.test.targets).tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
+    assert (vowels.train.lengths.min(), vowels.test.lengths.max()) == (7, 29)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="MGU_JAX_DATA names no folder with the published files")
+def test_the_real_reviews():
+    imdb = text.imdb(REAL)
+    assert [len(part.xs) for part in (imdb.train, imdb.valid, imdb.test)] == [22_500, 2_500, 25_000]
+    assert imdb.test.targets.mean() == 0.5
+    assert imdb.train.lengths.max() == 400

@@ -1,0 +1,253 @@
+"""Experiments that train, in small sizes: what they learn from, what they leave, how seeds and cells are counted."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import mgu_jax as mgu
+from experiments.datasets import text
+from experiments.datasets.published import DataSet
+from experiments.harness import cells, measures
+from experiments.harness import learn as learning
+from experiments.tasks import adding, mnist_pixels
+from mgu_jax.interop import pretrained
+from tests.experiments.test_experiments import as_a_user, lines, png, run  # noqa: F401 (a fixture)
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("length", [None, 7])
+def test_adding_is_what_it_says(length):
+    made = adding.sequences(np.random.default_rng(0), 500, length)
+    lengths = np.full(500, length) if length else made.lengths
+    assert made.xs.shape == (500, length or 55, 2)
+    assert set(lengths.tolist()) == ({7} if length else set(range(50, 56)))
+    numbers, marks = made.xs[..., 0], made.xs[..., 1]
+    np.testing.assert_allclose(made.targets[:, 0], (numbers * marks).sum(1))
+    for mark, steps in zip(marks, lengths, strict=True):
+        first, second = np.flatnonzero(mark)
+        assert first < steps // 2 <= second < steps
+    np.testing.assert_allclose(made.targets.var(), 1 / 6, rtol=0.15)
+
+
+ADDING = ["adding", "--quick", "--hidden-size", 8, "--length", 6, "--steps", 100]
+
+
+@pytest.mark.slow
+def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
+    """The figures of each seed, their mean and deviation; seed 1 of two is the run of seed 1."""
+    assert run(*ADDING, "--seeds", 2, "--out", tmp_path / "two") == 0
+    both = result(tmp_path / "two")
+    assert "over 2 seeds" in capsys.readouterr().out
+    assert (both["seeds"], both["frozen"], both["cell"]) == ([0, 1], [], "mgu")
+    each = both["squared_error_per_seed"]
+    assert each[0] != each[1]
+    assert both["squared_error"] == pytest.approx(np.mean(each))
+    assert both["squared_error_std"] == pytest.approx(np.std(each, ddof=1))
+    assert both["parameters"] == {"all": 2 * 8 * (8 + 2 + 1) + 9, "recurrent": 2 * 8 * (8 + 2 + 1)}
+    assert both["seconds"] > 0
+    rows = lines(tmp_path / "two")
+    assert [(row["step"], row["split"]) for row in rows] == [(s, p) for s in (50, 100) for p in ("train", "test")]
+    assert len(rows[0]["loss_per_seed"]) == 2
+    assert png(tmp_path / "two" / "learning_curve.png")
+
+    assert run(*ADDING, "--seed", 1, "--out", tmp_path / "one") == 0
+    one = result(tmp_path / "one")
+    assert one["squared_error_std"] is None
+    assert one["squared_error"] == pytest.approx(each[1], rel=1e-4)
+
+
+def alphabet(symbols="abcd", repeats=(200, 40, 60)):
+    """A text that says its letters in their order, as streams."""
+    parts = [np.tile(np.arange(len(symbols), dtype=np.int32), n) for n in repeats]
+    train, valid, test = (mgu.Stream(part[:-1], part[1:]) for part in parts)
+    return DataSet(train, test, {"alphabet": "0" * 64}, valid, tuple(symbols))
+
+
+CHARS = ["chars", "--hidden-size", 12, "--embedding-size", 4, "--window", 8, "--batch-size", 4, "--characters", 40]
+CHARS += ["--steps", 96, "--learning-rate", 0.02, "--dropout", 0.1, "--temperature", 0.1]
+
+
+@pytest.mark.slow
+def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
+    """The letters in their order, from a stream with its state carried; killed before its end, to the same bits."""
+    monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
+    assert run(*CHARS, "--out", tmp_path / "run") == 0
+    whole = result(tmp_path / "run")
+    assert whole["bits_per_character"] < 0.1
+    assert "abc\nabc\nabc" in whole["samples"][0]
+    assert whole["samples"][0] in capsys.readouterr().out
+    assert len(whole["samples"][0]) == 40
+    assert whole["test_samples"] == 239  # all of it: one window
+    best = min((row for row in lines(tmp_path / "run") if row["split"] == "valid"), key=lambda row: row["loss"])
+    assert whole["best_step"] == [best["step"]]
+    before = lines(tmp_path / "run")
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(steps[-1]))  # killed before it was there
+    assert run(*CHARS, "--out", tmp_path / "run", "--resume") == 0
+    assert f"going on from step {steps[-2]} of 96." in capsys.readouterr().out
+    again = result(tmp_path / "run")
+    assert lines(tmp_path / "run") == before
+    assert (again["loss"], again["samples"]) == (whole["loss"], whole["samples"])
+    assert again["resumed_from"] == steps[-2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--cell", "gru", "--match", "mgu"], ["--forget-bias", "chrono"]])
+def test_every_model_of_characters_writes(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
+    assert run(*CHARS, *flags, "--out", tmp_path / "run") == 0
+    assert "abc\nabc\nabc" in result(tmp_path / "run")["samples"][0]
+
+
+def test_a_batch_too_large_for_a_stream_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
+    assert run("chars", "--window", 8, "--batch-size", 50, "--out", tmp_path / "run") == 2
+    rule = "--batch-size must leave each row a window of 8 of 159 tokens; got 50."
+    assert capsys.readouterr().err == f"error: {rule}\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own_dropout_alone(tmp_path, capsys):
+    flags = [*ADDING, "--out", tmp_path / "run"]
+    assert run(*flags, "--dropout", 0.1) == 0
+    assert run(*flags, "--dropout", 0.2, "--resume") == 2
+    assert "dropout was 0.1; got 0.2." in capsys.readouterr().err
+
+
+def test_a_cell_without_a_forget_bias_learns_where_others_have_chrono(tmp_path):
+    assert run(*ADDING, "--seeds", 1, "--cell", "mgu2", "--out", tmp_path / "run") == 0
+    assert result(tmp_path / "run")["settings"]["forget_bias"] is None
+
+
+def test_samples_follow_the_model_and_the_temperature():
+    """Of a model whose next token is certain; and one drawn at a high temperature is spread."""
+    model = mgu.Model(3, (4,), 3, readout="all", embedding_size=3)
+    params = model.init(jax.random.key(0))
+    certain = params._replace(W_y=0 * params.W_y, b_y=jax.numpy.array([0.0, 9.0, 0.0]))
+    assert pretrained.sample(model, certain, [0], 20, jax.random.key(1), 0.1).tolist() == [1] * 20
+    hot = pretrained.sample(model, certain, [0], 300, jax.random.key(1), 100.0)
+    assert np.bincount(hot, minlength=3).min() > 60
+    cold = pretrained.sample(model, certain, [0, 2], 300, jax.random.key(1), 9.0)
+    np.testing.assert_allclose((cold == 1).mean(), np.e / (np.e + 2), atol=0.08)
+
+
+@pytest.mark.slow
+def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "kjv", lambda *_: alphabet())
+    flags = ["words", "--text", "kjv", "--cell", "gru", "--match", "mgu", "--hidden-size", 12, "--embedding-size", 3]
+    assert (
+        run(*flags, "--window", 5, "--batch-size", 4, "--steps", 36, "--learning-rate", 0.03, "--out", tmp_path / "run")
+        == 0
+    )
+    made = result(tmp_path / "run")
+    mgu_count = cells.counts(cells.build("mgu", 4, 12, 4, readout="all", embedding_size=3))["recurrent"]
+    assert made["hidden_size"] == cells.width_of("gru", mgu_count, 4, 4, readout="all", embedding_size=3) < 12
+    assert made["perplexity"] == pytest.approx(np.exp(made["loss"]))
+    assert made["perplexity"] < 3
+
+
+@pytest.mark.slow
+def test_reviews_choose_by_those_held_out(tmp_path, monkeypatch):
+    """Tokens, lengths, a mean of states; the best step is that of the held-out reviews."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, 80).astype(np.int32)
+    xs = np.where(rng.random((80, 6)) < 0.5, 1, 2 + targets[:, None]).astype(np.int32)
+    whole = mgu.Data(xs, targets, rng.integers(3, 7, 80).astype(np.int32))
+    parts = [mgu.Data(*(a[i:j] for a in whole)) for i, j in ((0, 40), (40, 60), (60, 80))]
+    monkeypatch.setattr(
+        text, "imdb", lambda *_, **__: DataSet(parts[0], parts[2], {}, parts[1], ("<pad>", "<unk>", "bad", "good"))
+    )
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--batch-size", 10, "--learning-rate", 0.03, "--epochs", 12]
+    assert run("imdb", *flags, "--dropout", 0, "--out", tmp_path / "run") == 0
+    made = result(tmp_path / "run")
+    assert made["accuracy"] > 0.8
+    watched = [row for row in lines(tmp_path / "run") if row["split"] == "valid"]
+    best = max(watched, key=lambda row: row["accuracy"])
+    assert made["best_step"] == [best["step"]]
+
+
+def test_pixels_are_all_there_in_one_order():
+    xs = np.arange(2 * 784, dtype=np.float32).reshape(2, 28, 28)
+    images = DataSet(mgu.Data(xs, np.zeros(2, np.int32)), mgu.Data(xs[:1], np.zeros(1, np.int32)), {})
+    plain, permuted = (mnist_pixels.pixels(images, permuted) for permuted in (False, True))
+    np.testing.assert_array_equal(plain.train.xs[1, :, 0], xs[1].ravel())
+    order = permuted.test.xs[0, :, 0].astype(int)
+    assert sorted(order) == list(range(784)) != order.tolist()
+    np.testing.assert_array_equal(permuted.train.xs[1, :, 0], xs[1].ravel()[order])
+    assert mnist_pixels.pixels(images, False, every=28).train.xs.shape == (2, 28, 1)
+
+
+def test_a_frozen_seed_is_left_out_and_named():
+    seen = measures.spread("loss", [1.0, 5.0, 3.0], np.array([False, True, False]))
+    assert seen["loss"] == 2.0
+    assert seen["loss_per_seed"] == [1.0, None, 3.0]
+
+
+def test_a_window_leaves_little_of_a_test_text_out():
+    for steps in (82_429, 55_769, 47_235, 999, 7):
+        window = learning._window(steps)
+        assert window <= min(steps, 1000)
+        assert steps % window <= 2
+
+
+REFUSED = [
+    (["vowels", "--dropout", 1], "--dropout must be a number in [0, 1); got 1.0."),
+    (["vowels", "--weight-decay", "-1"], "--weight-decay must be a number of at least 0; got -1.0."),
+    (["vowels", "--forget-bias", "nan"], "--forget-bias must be a number or chrono; got nan."),
+    (["adding", "--length", 1], "--length must be at least 2; got 1."),
+    (
+        ["adding", "--cell", "gru", "--implementation", "manual"],
+        "--implementation is for our own cells; got --cell gru.",
+    ),
+    (["adding", "--cell", "gru", "--initializer", "lecun"], "--initializer is for our own cells; got --cell gru."),
+    (["adding", "--seeds", 3, "--devices", 2], "--devices must divide the 3 seeds; got 2."),
+]
+
+
+@pytest.mark.parametrize(("flags", "sentence"), REFUSED, ids=[" ".join(map(str, flags)) for flags, _ in REFUSED])
+def test_what_cannot_be_is_one_sentence(flags, sentence, tmp_path, capsys):
+    assert run(*flags, "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["mnist-pixels", "words", "chars", "imdb", "vowels"])
+def test_a_set_that_is_not_there_is_one_sentence(name, tmp_path, capsys):
+    assert run(name, "--out", tmp_path / "run") == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "is in none of the folders" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+REAL = os.environ.get("MGU_JAX_DATA")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="MGU_JAX_DATA names no folder with the published files")
+@pytest.mark.parametrize("name", ["mnist-pixels", "words", "chars", "imdb", "vowels"])
+def test_quick_sizes_on_the_real_sets(name, tmp_path):
+    assert run(name, "--quick", "--hidden-size", 16, "--data-dir", REAL, "--out", tmp_path / "run") == 0
+    assert np.isfinite(result(tmp_path / "run")["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="MGU_JAX_DATA names no folder with the published files")
+def test_vowels_reach_93_percent(tmp_path):
+    assert run("vowels", "--data-dir", REAL, "--out", tmp_path / "run") == 0
+    assert result(tmp_path / "run")["accuracy"] > 0.93
+
+
+@pytest.mark.slow
+def test_adding_learns_in_2000_steps(tmp_path):
+    """Below the paper's 0.0045 by far."""
+    assert run("adding", "--steps", 2000, "--out", tmp_path / "run") == 0
+    assert result(tmp_path / "run")["squared_error"] < 0.001
