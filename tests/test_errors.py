@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax.interop import convert, export, files
+from mgu_jax.interop import export, files
 from mgu_jax.layer.reverse_only import SENTENCE
 from mgu_jax.training import checkpoint, losses
 
@@ -318,189 +318,17 @@ def test_forward_mode_points_to_autodiff(forward_mode):
     forward_mode(lambda x: mgu.scan(params, x, implementation="autodiff")[0], x)
 
 
-MODEL = [
-    ({"hidden_sizes": ()}, "hidden_sizes must be a tuple of at least one width; got ()."),
-    ({"hidden_sizes": 64}, "hidden_sizes must be a tuple of at least one width; got 64."),
-    ({"hidden_sizes": (64, 0)}, "hidden_sizes[1] must be a whole number of at least 1; got 0."),
-    ({"output_size": 0}, "output_size must be a whole number of at least 1; got 0."),
-    ({"readout": "first"}, "readout must be one of 'all', 'last', 'mean'; got 'first'."),
-    ({"bidirectional": True}, "bidirectional must be one of None, 'concatenate', 'sum'; got True."),
-    ({"dropout": 1}, "dropout must be a number in [0, 1); got 1."),
-    ({"zoneout": -1}, "zoneout must be a number in [0, 1); got -1."),
-    ({"embedding_size": 0}, "embedding_size must be a whole number of at least 1; got 0."),
-    (
-        {"initializer": "he"},
-        "initializer must be one of 'orthogonal', 'lecun', 'glorot', 'uniform', 'identity', "
-        "'notebook', 'notebook_normal'; got 'he'.",
-    ),
-    ({"implementation": "fast"}, "implementation must be one of None, 'manual', 'autodiff', 'parallel'; got 'fast'."),
-    ({"residual": "none"}, "residual must be one of False, True; got 'none'."),
-    ({"learned_h0": "zeros"}, "learned_h0 must be one of False, True; got 'zeros'."),
-    ({"save": "some"}, "save must be one of 'gates', 'states', 'segments'; got 'some'."),
-]
-
-
-@pytest.mark.parametrize(("wrong", "text"), MODEL, ids=[text[:50] for *_, text in MODEL])
-def test_model(wrong, text):
-    arguments = {"input_size": 3, "hidden_sizes": (4,), "output_size": 2} | wrong
-    assert raised(ValueError, lambda: mgu.Model(**arguments)) == text
-
-
-def test_model_apply(params):
-    model = mgu.Model(32, (64,), 3)
-    text = raised(TypeError, lambda: model.apply(params, XS))
-    assert text == "params must be a ModelParams, as model.init makes it; got a Params."
-    other = mgu.Model(32, (64, 32), 3)
-    text = raised(ValueError, lambda: model.apply(other.init(KEY), XS))
-    assert text == (
-        "params must be those of this model, hidden sizes (64,) and 3 outputs; "
-        "got (64, 32), W_y float32 [32, 3] and b_y float32 [3]."
-    )
-    text = raised(TypeError, lambda: model.init(0))
-    assert text == "key must be one PRNG key, as jax.random.key(0) makes it; got 0."
-
-
-APPLY = [
-    (ValueError, {"training": True}, "key must be given to train with dropout and zoneout; got None."),
-    (ValueError, {"training": "no", "key": KEY}, "training must be one of None, False, True; got 'no'."),
-    (ValueError, {"zoneout": jnp.float32(1.5)}, "zoneout must be a number in [0, 1); got 1.5."),
-    (ValueError, {"zoneout": np.float32(1.5)}, "zoneout must be a number in [0, 1); got 1.5."),
-    (TypeError, {"key": 0}, "key must be one PRNG key, as jax.random.key(0) makes it; got 0."),
-    (TypeError, {"state": XS}, "state must be a State, as the model returns it; got float32 [100, 8, 32]."),
-    (ValueError, {"dropout": 1.5}, "dropout must be a number in [0, 1); got 1.5."),
-    (
-        ValueError,
-        {"drop_out": 0.5},
-        "a rate must be one of 'dropout', 'recurrent_dropout', 'zoneout', 'dropconnect'; got 'drop_out'.",
-    ),
-    (ValueError, {"lengths": np.arange(3)}, "lengths must have shape [8] (the batch of xs); got [3]."),
-    (
-        ValueError,
-        {"state": mgu.State((H0[:4],))},
-        "state.layers[0] must have shape [8, 64] (the batch of xs and the width of params); got [4, 64].",
-    ),
-]
-
-
-@pytest.mark.parametrize(("kind", "wrong", "text"), APPLY, ids=[text[:50] for *_, text in APPLY])
-def test_model_apply_options(kind, wrong, text):
-    model = mgu.Model(32, (64,), 3, dropout=0.2, zoneout=0.1)
-    assert raised(kind, lambda: model.apply(model.init(KEY), XS, **wrong)) == text
-
-
-@pytest.mark.parametrize(
-    ("bidirectional", "state", "text"),
-    [
-        (None, mgu.State((H0, H0)), "state must hold (1, 0) layers, forward and in reverse; got (2, 0)."),
-        ("sum", mgu.State((H0,)), "state must hold (1, 1) layers, forward and in reverse; got (1, 0)."),
-        (None, mgu.State((H0,), (H0,)), "state must hold (1, 0) layers, forward and in reverse; got (1, 1)."),
-    ],
-)
-def test_a_state_of_another_model(bidirectional, state, text):
-    model = mgu.Model(32, (64,), 3, bidirectional=bidirectional)
-    assert raised(ValueError, lambda: model.apply(model.init(KEY), XS, state=state)) == text
-
-
-OTHERS = [
-    ({}, {"bidirectional": "sum"}, "backward is None; got (4,)."),
-    ({"bidirectional": "sum"}, {}, "backward is (4,); got None."),
-    ({}, {"learned_h0": True}, "h0 is None; got ((4,),)."),
-    ({"learned_h0": True}, {}, "h0 is ((4,),); got None."),
-    ({"embedding_size": 3}, {}, "embedding is (5, 3); got None."),
-    ({"embedding_size": 3}, {"embedding_size": 3, "input_size": 2}, "embedding is (5, 3); got (2, 3)."),
-]
-
-
-@pytest.mark.parametrize(("options", "others", "text"), OTHERS, ids=[text for *_, text in OTHERS])
-def test_params_of_another_model(options, others, text):
-    """What one has and the other has not would be left out, or made up, without a word."""
-    sizes = {"input_size": 5, "hidden_sizes": (4,), "output_size": 2}
-    model, other = mgu.Model(**sizes | options), mgu.Model(**sizes | others)
-    xs = jnp.zeros((3, 2), int) if "embedding_size" in options else jnp.zeros((3, 2, 5))
-    said = raised(ValueError, lambda: model.apply(other.init(KEY), xs))
-    assert said == f"params must be those of this model, whose {text}"
-
-
 def test_tokens():
     model = mgu.Model(10, (4,), 3, embedding_size=2)
-    text = raised(TypeError, lambda: model.apply(model.init(KEY), XS))
-    assert text == "xs must be tokens, whole numbers [T, ...]; got float32 [100, 8, 32]."
-    text = raised(ValueError, lambda: model.apply(model.init(KEY), np.ones((5, 2), int), lengths=np.ones(3, int)))
-    assert text == "lengths must have shape [2] (the batch of xs); got [3]."
     for token in (-1, 10):  # which would be taken for the last one, and for nan
         xs = np.full((5, 2), 3)
         xs[4, 1] = token
-        text = raised(ValueError, lambda xs=xs: model.apply(model.init(KEY), xs))
-        assert text == f"xs must lie in [0, 10), as tokens of this model; got {token}."
-        model.apply(model.init(KEY), xs, lengths=jnp.array([5, 4]))  # behind the end there may be anything
         samples = mgu.Data(xs.T, jnp.zeros((2, 5), int))
         recipe = mgu.Recipe(model, batch_size=2)
         text = raised(ValueError, lambda r=recipe, d=samples: mgu.fit(r, d, steps=1, key=KEY))
         assert text == f"data.xs must lie in [0, 10), as the model's tokens; got {token}."
         text = raised(ValueError, lambda d=samples: mgu.evaluate(model, model.init(KEY), d, (losses.accuracy,)))
         assert text == f"data.xs must lie in [0, 10), as the model's tokens; got {token}."
-
-
-READOUT = "params must be those of this model, hidden sizes (64,) and 3 outputs; got "
-
-
-@pytest.mark.parametrize(
-    ("kind", "wrong", "text"),
-    [
-        (ValueError, {"b_y": jnp.ones(1)}, READOUT + "(64,), W_y float32 [64, 3] and b_y float32 [1]."),
-        (ValueError, {"b_y": None}, READOUT + "(64,), W_y float32 [64, 3] and b_y None."),
-        (ValueError, {"W_y": [1.0]}, READOUT + "(64,), W_y a list and b_y float32 [3]."),
-        (ValueError, {"layers": None}, READOUT + "(None,), W_y float32 [64, 3] and b_y float32 [3]."),
-        (
-            TypeError,
-            {"W_y": jnp.ones((64, 3), jnp.bfloat16)},
-            "params.W_y must be float32 (the dtype of params.layers); got bfloat16 [64, 3].",
-        ),
-        (
-            TypeError,
-            {"b_y": jnp.ones(3, jnp.complex64)},
-            "params.b_y must be float32 (the dtype of params.layers); got complex64 [3].",
-        ),
-    ],
-)
-def test_a_readout_of_another_model(kind, wrong, text):
-    model = mgu.Model(32, (64,), 3)
-    assert raised(kind, lambda: model.apply(model.init(KEY)._replace(**wrong), XS)) == text
-
-
-def test_the_first_state():
-    model = mgu.Model(32, (64,), 3)
-    params = model.init(KEY)
-    assert raised(TypeError, lambda: model.start(None)).startswith("params must be a ModelParams")
-    assert raised(TypeError, lambda: model.start(params, 2)) == "batch must be a tuple of sizes; got 2."
-    text = raised(ValueError, lambda: model.start(params, (3, -1)))
-    assert text == "batch[1] must be a whole number of at least 0; got -1."
-    text = raised(ValueError, lambda: model.apply(params, XS, state=mgu.State(None)))
-    assert text == "state must hold (1, 0) layers, forward and in reverse; got (0, 0)."
-
-
-def test_a_token_that_is_stepped():
-    model = mgu.Model(10, (4,), 3, embedding_size=2)
-    params = model.init(KEY)
-    for x in (np.array([1, 10]), np.int64(10), 10):
-        text = raised(ValueError, lambda x=x: model.step(params, x))
-        assert text == "x must lie in [0, 10), as tokens of this model; got 10."
-    text = raised(TypeError, lambda: model.step(params, jnp.ones(2)))
-    assert text == "x must be tokens, whole numbers [...]; got float32 [2]."
-    assert raised(TypeError, lambda: model.step(params, None)) == "x must be tokens, whole numbers [...]; got None."
-    np.testing.assert_array_equal(model.step(params, 3)[0], model.step(params, jnp.array(3))[0])
-
-
-def test_a_rate_that_is_not_known_yet():
-    text = raised(TypeError, lambda: jax.jit(lambda rate: mgu.Model(3, (4,), 2, dropout=rate).init(KEY))(0.1))
-    assert text == "dropout must be known where the model is made (apply takes a traced one); got float32 []."
-
-
-def test_what_is_stepped_is_called_x():
-    model = mgu.Model(32, (64,), 3)
-    assert raised(TypeError, lambda: model.step(model.init(KEY), None)) == "x must be an array; got None."
-    text = raised(ValueError, lambda: model.step(model.init(KEY), jnp.zeros((2, 7))))
-    assert text == "x must have shape [..., 32] (params.W_h is [32, 64]); got [2, 7]."
 
 
 def test_metrics_and_a_summary():
@@ -524,17 +352,6 @@ def test_metrics_and_a_summary():
     assert text == "params must be an mgu_jax.Params, such as one of a model's layers; got a ModelParams."
     text = raised(TypeError, lambda: mgu.summary(params.layers[0]._replace(W_h=None)))
     assert text == "params.W_h must be an array; got a NoneType."
-    text = raised(TypeError, lambda: model.init(KEY, initial_scale="a"))
-    assert text == "initial_scale must be a number; got 'a'."
-
-
-def test_what_cannot_be_stepped():
-    for options, text in (
-        ({"bidirectional": "sum"}, "a bidirectional model cannot be stepped: its reverse layers begin at the end."),
-        ({"readout": "mean"}, "a model with readout 'mean' cannot be stepped: it reads out the whole sequence."),
-    ):
-        model = mgu.Model(32, (64,), 3, **options)
-        assert raised(ValueError, lambda model=model: model.step(model.init(KEY), XS[0])) == text
 
 
 def test_chrono_itself():
@@ -677,5 +494,3 @@ def test_what_names_no_file(params):
     for asked in (lambda: files.save(None, mgu.MGU, params), lambda: files.load(None), lambda: export.save(None, 0, 0)):
         assert raised(TypeError, asked) == "path must be a text or a path; got None."
     assert raised(TypeError, lambda: checkpoint.Checkpoints(None)) == "folder must be a text or a path; got None."
-    text = raised(TypeError, lambda: convert.from_dict(None))
-    assert text == "arrays must be a mapping of names to arrays; got None."
