@@ -1,11 +1,12 @@
-"""At home in other frameworks: cells and layers for their loops, weights in and out, files and exports.
+"""mgu_jax in other frameworks: cells and layers for them, weights in and out, files and exported programs.
 
     flax_nnx, flax_linen, equinox    a cell for the framework's own loop over time, and a layer that runs ``scan``
-    convert                          from one member of the family to another, where the function stays the same
-    weights                          Flax's, PyTorch's and the notebook's names and layouts
-    files                            a model in one file: safetensors or npz
-    pretrained                       one that comes with the library, and writes
-    export, onnx                     a trained model without the code that trained it
+    convert                          parameters of one member of the family as those of another that computes the same
+    weights                          the names and layouts of Flax, PyTorch and the notebook
+    files                            a model in one file, safetensors or npz
+    pretrained                       a trained language model that is part of the package
+    export, onnx                     a trained model that runs without mgu_jax
 
-Nothing of mgu_jax imports this package, and each of its files imports its framework alone.
+Each file imports only its own framework, and importing ``mgu_jax`` imports none of them. README.md in this folder has
+an example for each framework.
 """

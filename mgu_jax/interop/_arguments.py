@@ -1,9 +1,14 @@
-"""What the layers of every framework ask of their arguments."""
+"""Checks of arguments that several adapters share."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from mgu_jax import checks
+from mgu_jax.layer.family import Cell, check_cell
+from mgu_jax.layer.params import check_params
+from mgu_jax.model import Model
 
+# The options of ``scan`` that belong to a layer; its other arguments belong to a call.
 OPTIONS = (
     "implementation",
     "save",
@@ -16,15 +21,29 @@ OPTIONS = (
 )
 
 
-def check_ours(cell: Any, kind: type) -> None:
-    """``cell`` is one that ``scan`` can run."""
+def check_is_model(model: Any) -> None:
+    """``model`` is an ``mgu_jax.Model``."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be an mgu_jax.Model; got {checks.describe(model)}.")
+
+
+def check_own_cell(cell: Any, kind: type) -> None:
+    """``cell`` is the cell class that this library defines for the framework, whose parameters ``scan`` can run."""
     if not isinstance(cell, kind):
         article = "an" if kind.__name__.startswith("MGU") else "a"
         raise TypeError(f"cell must be {article} {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
 
 
-def check_options(options: Any) -> None:
-    """They are static options of ``scan``, and nothing that a call brings."""
-    for name in options or {}:
+def check_options(options: Iterable[str] | None) -> None:
+    """All names are static options of ``scan``."""
+    for name in options or ():
         if name not in OPTIONS:
             raise TypeError(f"options must hold options of mgu_jax.scan, such as save; got {checks.describe(name)}.")
+
+
+def check_params_fit(params: Any, cell: Cell, input_size: int, hidden_size: int) -> None:
+    """``params`` belong to the cell and have these sizes."""
+    check_cell(cell)
+    sizes = check_params(params, cell)
+    if sizes != (input_size, hidden_size):
+        raise ValueError(f"params must have sizes {(input_size, hidden_size)}; got {sizes}.")

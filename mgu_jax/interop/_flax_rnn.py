@@ -1,6 +1,7 @@
-"""``scan`` with the axes and the arguments of Flax's RNN, which linen and nnx share."""
+"""``scan`` with the axes and the keyword arguments of Flax's RNN, for linen and for nnx."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,58 +11,108 @@ from mgu_jax.layer.params import Params, check_features, check_lengths, check_re
 from mgu_jax.sequence import scan
 
 
-def chosen(layer: Any, **flags: bool | None) -> list[bool]:
-    """The flags of a call; where they are ``None``, those of the layer."""
-    return [getattr(layer, name) if flag is None else flag for name, flag in flags.items()]
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments of a call. Flax's RNN has the first six; a flag that is ``None`` is the layer's own.
+
+    Attributes:
+        initial_carry: [..., H]; zeros if ``None``.
+        seq_lengths: whole numbers [...]: the valid steps of each sequence.
+        return_carry: also return the carry after the last valid step.
+        time_major: inputs and outputs are [T, ..., features] instead of [..., T, features].
+        reverse: run from the last step to the first.
+        keep_order: with ``reverse``, return the outputs in the order of time and not in the order of the run.
+        resets: bool, the shape of inputs without features, as in ``scan``.
+        reset_to: the carry after a reset, as in ``scan``.
+        key: for noise, as in ``scan``.
+    """
+
+    initial_carry: Array | None
+    seq_lengths: Any
+    return_carry: bool | None
+    time_major: bool | None
+    reverse: bool | None
+    keep_order: bool | None
+    resets: Array | None
+    reset_to: Array | None
+    key: Array | None
 
 
-def run(
+def time_axis(layer: Any, inputs: Array, time_major: bool | None) -> int:
+    """The axis of time in inputs."""
+    return 0 if _flag(layer, "time_major", time_major) else inputs.ndim - 2
+
+
+def run_rnn(
     layer: Any,
     params: Params,
-    inputs: Array,
-    initial_carry: Array | None,
     cell: Cell,
+    options: Mapping[str, Any],
+    inputs: Array,
     *,
-    seq_lengths: Array | None,
-    resets: Array | None,
-    return_carry: bool | None,
-    time_major: bool | None,
-    reverse: bool | None,
-    keep_order: bool | None,
-    **options: Any,
+    initial_carry: Array | None = None,
+    seq_lengths: Any = None,
+    return_carry: bool | None = None,
+    time_major: bool | None = None,
+    reverse: bool | None = None,
+    keep_order: bool | None = None,
+    resets: Array | None = None,
+    reset_to: Array | None = None,
+    key: Array | None = None,
 ) -> Any:
-    """inputs [..., T, D], or [T, ..., D] if time_major -> outputs [..., T, H] or [T, ..., H], or (carry, outputs).
+    """outputs [..., T, H], or (carry, outputs) with return_carry, of inputs [..., T, D]; see ``CallOptions``.
 
-    Outputs of ``reverse`` come in the order of running, unless ``keep_order``; padding stays at the end. Flags that are
-    ``None`` are the layer's.
+    Args:
+        layer: one of Flax's RNNs, whose flags are used where those of the call are ``None``.
+        params, cell: of the layer's cell.
+        options: static options of ``scan``.
+        inputs: [..., T, D], or [T, ..., D] with time_major.
+        initial_carry, seq_lengths, return_carry, time_major, reverse, keep_order, resets, reset_to, key: as in
+            ``CallOptions``.
+
+    Raises:
+        TypeError, ValueError: as ``scan`` raises them, with Flax's names of the arguments.
     """
-    return_carry, time_major, reverse, keep_order = chosen(
-        layer, return_carry=return_carry, time_major=time_major, reverse=reverse, keep_order=keep_order
-    )
+    time_major = _flag(layer, "time_major", time_major)
+    reverse = _flag(layer, "reverse", reverse)
     if isinstance(seq_lengths, list | tuple):
         seq_lengths = jnp.asarray(seq_lengths)
+    # What scan would check under its own names of the arguments is checked here under Flax's.
     check_features("inputs", inputs, "time, ..., " if time_major else "..., time, ", params, "W_h")
-    axis = 0 if time_major else inputs.ndim - 2
+    axis = time_axis(layer, inputs, time_major)
     xs = jnp.moveaxis(jnp.asarray(inputs), axis, 0)
     if resets is not None:
         resets = jnp.asarray(resets)
         check_resets(resets, inputs.shape[:-1], "inputs")
         resets = jnp.moveaxis(resets, axis, 0)
-    steps, *batch, _ = xs.shape  # what scan would ask under its own names, under Flax's
+    steps, *batch, _ = xs.shape
     if initial_carry is not None:
         check_state("initial_carry", initial_carry, tuple(batch), params, "inputs")
     check_lengths(seq_lengths, steps, tuple(batch), "seq_lengths", "inputs")
     hs, carry = scan(
-        params, xs, initial_carry, cell=cell, lengths=seq_lengths, resets=resets, reverse=reverse, **options
+        params,
+        xs,
+        initial_carry,
+        cell=cell,
+        lengths=seq_lengths,
+        resets=resets,
+        reset_to=reset_to,
+        reverse=reverse,
+        key=key,
+        **options,
     )
-    if reverse and not keep_order:
-        hs = _turned(hs, seq_lengths)
+    if reverse and not _flag(layer, "keep_order", keep_order):
+        hs = _reverse_each(hs, seq_lengths)
     outputs = jnp.moveaxis(hs, 0, axis)
-    return (carry, outputs) if return_carry else outputs
+    return (carry, outputs) if _flag(layer, "return_carry", return_carry) else outputs
 
 
-def _turned(hs: Array, lengths: Any) -> Array:
-    """The steps of each sequence from its last to its first, [T, ..., H]."""
+def _flag(layer: Any, name: str, given: bool | None) -> bool:
+    """The flag of the call, or else the layer's own."""
+    return getattr(layer, name) if given is None else given
+
+
+def _reverse_each(hs: Array, lengths: Any) -> Array:
+    """The valid steps of each sequence from the last to the first, [T, ..., H]; the padding stays at the end."""
     if lengths is None:
         return hs[::-1]
     lengths = jnp.asarray(lengths, jnp.int32)[None]

@@ -3,7 +3,7 @@
     cell = MGUCell(28, 100, key=key)   # cell(input [D], hidden [H]) -> hidden [H]
     layer = MGU(cell)                  # layer(input [T, D]) -> (hs [T, H], hidden [H])
 
-Both take one example, and ``jax.vmap`` makes a batch of them, as everywhere in Equinox.
+Both take one example; use ``jax.vmap`` for a batch, as everywhere in Equinox.
 """
 
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ import numpy as np
 from jax import Array
 
 from mgu_jax.extras import require
-from mgu_jax.interop._arguments import check_options, check_ours
+from mgu_jax.interop._arguments import check_options, check_own_cell, check_params_fit
 from mgu_jax.layer.cell import step
-from mgu_jax.layer.family import MGU as PAPERS
-from mgu_jax.layer.family import Cell, check_cell
+from mgu_jax.layer.family import MGU as PAPER_CELL
+from mgu_jax.layer.family import Cell
 from mgu_jax.layer.initial import init
-from mgu_jax.layer.params import Params, check_features, check_lengths, check_params, check_resets, check_state
+from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
 from mgu_jax.sequence import scan
 
 eqx = require("equinox", "equinox")
 
 
 def _check_one(name: str, value: Any, shape: str) -> None:
-    """One example: a batch would pass as time, or as a batch of time first."""
+    """``value`` is one example: without this check, the batch axis would be taken for time."""
     if jnp.ndim(value) != shape.count(",") + 1:
-        raise ValueError(f"{name} must be one example, {shape}, and a batch goes by jax.vmap; got {list(value.shape)}.")
+        raise ValueError(f"{name} must be one example, {shape} (use jax.vmap for a batch); got {list(value.shape)}.")
 
 
 class MGUCell(eqx.Module):
@@ -38,13 +38,14 @@ class MGUCell(eqx.Module):
         input_size: D.
         hidden_size: H.
         cell: the member.
-        dtype: of what is drawn; ``None`` is float64 where x64 is enabled, else float32.
-        key: to draw with.
-        params: ``Params`` to begin with, in the place of key.
-        options: as ``mgu_jax.init`` takes them, such as ``forget_bias``, in the paper's sign: -1 remembers.
+        dtype: dtype of drawn parameters; ``None`` is float64 if x64 is enabled and float32 otherwise.
+        key: the PRNG key to draw with.
+        params: the initial ``Params``, instead of key.
+        options: further arguments of ``mgu_jax.init``, such as ``forget_bias``. The sign is the paper's: -1 makes the
+            cell keep its state.
 
     Raises:
-        TypeError, ValueError: as ``mgu_jax.init`` raises them, or params that are not of this cell and these sizes.
+        TypeError, ValueError: as ``mgu_jax.init`` raises them; params of a different cell or of different sizes.
     """
 
     params: Params
@@ -56,7 +57,7 @@ class MGUCell(eqx.Module):
         self,
         input_size: int,
         hidden_size: int,
-        cell: Cell = PAPERS,
+        cell: Cell = PAPER_CELL,
         dtype: Any = None,
         *,
         key: Array | None = None,
@@ -66,15 +67,14 @@ class MGUCell(eqx.Module):
         if params is None:
             dtype = jnp.result_type(float) if dtype is None else dtype
             params = init(key, input_size, hidden_size, cell, dtype=dtype, **options)  # pyright: ignore (init checks it)
-        check_cell(cell)
-        sizes = check_params(params, cell)
-        if sizes != (input_size, hidden_size):
-            raise ValueError(f"params must be of sizes {(input_size, hidden_size)}; got {sizes}.")
+        check_params_fit(params, cell, input_size, hidden_size)
         self.params = Params(*(None if value is None else jnp.asarray(value) for value in params))
-        self.input_size, self.hidden_size, self.member = input_size, hidden_size, cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.member = cell
 
     def __call__(self, input: Array, hidden: Array, *, key: Array | None = None) -> Array:
-        """input [D], hidden [H] -> hidden [H]. ``key`` is not used, as in Equinox's own cells."""
+        """The new hidden [H]; input [D], hidden [H]. ``key`` has no effect, as in Equinox's own cells."""
         _check_one("input", input, "[D]")
         _check_one("hidden", hidden, "[H]")
         return step(self.params, hidden, input, self.member)
@@ -85,7 +85,7 @@ class MGU(eqx.Module):
 
     Args:
         cell: the ``MGUCell``.
-        reverse: run from the last step to the first; the outputs stay in the order of time.
+        reverse: run from the last step to the first; the outputs remain in the order of time.
         options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
     """
@@ -95,9 +95,11 @@ class MGU(eqx.Module):
     options: tuple = eqx.field(static=True)
 
     def __init__(self, cell: MGUCell, *, reverse: bool = False, options: Mapping[str, Any] | None = None):
-        check_ours(cell, MGUCell)
+        check_own_cell(cell, MGUCell)
         check_options(options)
-        self.cell, self.reverse, self.options = cell, reverse, tuple((options or {}).items())
+        self.cell = cell
+        self.reverse = reverse
+        self.options = tuple((options or {}).items())
 
     def __call__(
         self,
@@ -109,10 +111,10 @@ class MGU(eqx.Module):
         reset_to: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Array, Array]:
-        """input [T, D] -> hs [T, H] and the last hidden [H].
+        """All hidden states [T, H] and the last one [H], for input [T, D].
 
-        ``hidden`` [H] is the state to begin with, zeros if ``None``; ``length`` (a whole number, or []), ``resets``
-        (bool [T]), ``reset_to`` ([H]) and ``key`` (for noise) are as in ``mgu_jax.scan``.
+        ``hidden`` [H] is the initial state, zeros if ``None``. ``length`` (a whole number, or an array of shape []),
+        ``resets`` (bool [T]), ``reset_to`` ([H]) and ``key`` (for noise) are those of ``mgu_jax.scan``.
         """
         params = self.cell.params
         _check_one("input", input, "[T, D]")

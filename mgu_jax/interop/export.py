@@ -1,16 +1,17 @@
-"""A trained model as a program that JAX runs alone, by ``jax.export``, for any batch and any number of steps.
+"""A trained model as a program that needs only JAX to run, for any batch size and any number of steps.
 
     export.save("tagger.npz", export.sequence(model, params), params)
 
-and in another process, which needs neither mgu_jax nor the code that trained:
+Another process runs it without mgu_jax and without the training code:
 
     weights = dict(numpy.load("tagger.npz"))
     tagger = jax.jit(jax.export.deserialize(bytearray(weights.pop("program"))).call)
     ys = tagger(weights, xs)  # on a CPU or a GPU
 
-The parameters are arguments of the program and not constants in it: XLA rounds sums with constants differently, and so
-the outputs are those of ``model.apply`` to the last bit. (Except for ``Model(segment=...)``: the program takes all
-steps in one segment, and products of other numbers of rows may round otherwise.) New weights fit the same program.
+The outputs equal those of ``model.apply`` to the last bit. For that, the parameters are arguments of the program and
+not constants in it, because XLA rounds sums with constants differently; new weights also fit the same program. The one
+exception is ``Model(segment=...)``: the program takes all steps in one segment, and products with another number of
+rows may round differently.
 """
 
 from pathlib import Path
@@ -23,26 +24,22 @@ from jax import Array, lax
 from jax import export as jax_export
 
 from mgu_jax import checks
+from mgu_jax.interop._arguments import check_is_model
 from mgu_jax.interop.convert import named
 from mgu_jax.model import Model, ModelParams, State, check_model_params
 
 PLATFORMS = ("cpu", "cuda")
 
 
-def check_model(model: Any, params: Any) -> None:
-    """Both are of their kinds."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be an mgu_jax.Model; got {checks.describe(model)}.")
-    check_model_params(params)
-
-
 def weights(params: ModelParams) -> dict[str, np.ndarray]:
-    """The parameters as an exported program takes them. npz knows no bfloat16, so its bits go as uint16."""
+    """The parameters as an exported program takes them. npz has no bfloat16, so its bits are stored as uint16."""
     arrays = {name: np.asarray(a) for name, a in named(params).items()}
     return {name: a.view(np.uint16) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()}
 
 
-def _put_back(weights: dict[str, Any], like: ModelParams) -> ModelParams:
+def _params_of(weights: dict[str, Any], like: ModelParams) -> ModelParams:
+    """The inverse of ``weights``, with the structure and the dtypes of ``like``."""
+
     def one(name: str, leaf: Any) -> Array:
         given, dtype = weights[name], checks.dtype_of(leaf)
         return lax.bitcast_convert_type(given, dtype) if dtype == jnp.bfloat16 else given
@@ -51,7 +48,7 @@ def _put_back(weights: dict[str, Any], like: ModelParams) -> ModelParams:
 
 
 def _export(run: Any, params: ModelParams, rows: tuple[Any, ...], others: Any, platforms: Any) -> jax_export.Exported:
-    """``run(params, xs, *others)`` for xs [rows..., D], or tokens [rows...], as a program of weights."""
+    """``run(params, xs, *others)`` as a program of weights, for xs [*rows, D] or tokens [*rows]."""
     if not isinstance(platforms, tuple | list) or not platforms:
         raise TypeError(f"platforms must be a tuple of names, such as ('cpu',); got {checks.describe(platforms)}.")
     for platform in platforms:
@@ -62,28 +59,28 @@ def _export(run: Any, params: ModelParams, rows: tuple[Any, ...], others: Any, p
     else:
         xs = jax.ShapeDtypeStruct(rows, jnp.int32)
     held = {name: jax.ShapeDtypeStruct(a.shape, checks.dtype_of(a)) for name, a in weights(params).items()}
-    program = jax.jit(lambda weights, xs, *others: run(_put_back(weights, like), xs, *others))
+    program = jax.jit(lambda weights, xs, *others: run(_params_of(weights, like), xs, *others))
     return jax_export.export(program, platforms=platforms)(held, xs, *others)
 
 
 def sequence(
     model: Model, params: ModelParams, *, lengths: bool = False, platforms: tuple[str, ...] = PLATFORMS
 ) -> jax_export.Exported:
-    """``model.apply`` of whole sequences, ``call(weights, xs) -> ys``, for any T and B of at least 1.
+    """``model.apply`` as a ``jax.export.Exported`` with ``call(weights, xs) -> ys``, for any T and B of at least 1.
+
+    xs are [T, B, D], or tokens, int32 [T, B]; ys are what the model's readout gives.
 
     Args:
-        model: what ``mgu_jax.Model`` made; not with implementation="parallel", which has to know T.
-        params: its parameters, or others of their shapes.
-        lengths: ``call(weights, xs, lengths) -> ys``, with lengths int32 [B].
-        platforms: where it will run: "cpu", "cuda", "rocm", "tpu".
-
-    Returns:
-        a ``jax.export.Exported``: xs [T, B, D] (or tokens, int32 [T, B]) -> ys as the model's readout gives them.
+        model: any ``mgu_jax.Model``, except one with implementation="parallel", which needs to know T.
+        params: its parameters, or others of the same shapes.
+        lengths: export ``call(weights, xs, lengths) -> ys``, with lengths int32 [B].
+        platforms: where the program will run: "cpu", "cuda", "rocm" or "tpu".
 
     Raises:
         TypeError, ValueError: as ``model.apply`` raises them.
     """
-    check_model(model, params)
+    check_is_model(model)
+    check_model_params(params)
     steps, batch = jax_export.symbolic_shape("T, B")
     others = (jax.ShapeDtypeStruct((batch,), jnp.int32),) if lengths else ()
 
@@ -94,22 +91,21 @@ def sequence(
 
 
 def stream(model: Model, params: ModelParams, *, platforms: tuple[str, ...] = PLATFORMS) -> jax_export.Exported:
-    """``model.step`` for streams, ``call(weights, x, state, fresh) -> (y, state)``, for any B of at least 1.
+    """``model.step`` as a ``jax.export.Exported`` with ``call(weights, x, state, fresh) -> (y, state)``, for any B.
+
+    x is [B, D], or tokens, int32 [B]; state is a tuple with [B, H] for every layer; y is [B, K]. fresh is bool [B]:
+    where it is true, a stream begins, and the model's own first state replaces the given one, which may hold anything.
 
     Args:
-        model: what ``mgu_jax.Model`` made; not a bidirectional one, nor one with readout="mean".
-        params: its parameters, or others of their shapes.
+        model: any ``mgu_jax.Model``, except a bidirectional one and one with readout="mean".
+        params: its parameters, or others of the same shapes.
         platforms: as in ``sequence``.
-
-    Returns:
-        a ``jax.export.Exported``: x [B, D] (or tokens, int32 [B]), state a tuple of [B, H] for every layer, and fresh,
-        bool [B] -> y [B, K] and the new state. Where fresh is true a stream begins: the model's own first state takes
-        the place of the one that was given, which may then hold anything.
 
     Raises:
         TypeError, ValueError: as ``model.step`` raises them.
     """
-    check_model(model, params)
+    check_is_model(model)
+    check_model_params(params)
     (batch,) = jax_export.symbolic_shape("B")
     dtype = checks.dtype_of(params.W_y)
     states = tuple(jax.ShapeDtypeStruct((batch, layer.b_h.shape[0]), dtype) for layer in params.layers)
@@ -132,7 +128,7 @@ def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -
     """
     checks.check_choice("the ending of path", checks.check_path("path", path).suffix, (".npz",))
     if not isinstance(exported, jax_export.Exported):
-        raise TypeError(f"exported must be what sequence or stream made; got {checks.describe(exported)}.")
+        raise TypeError(f"exported must be a result of sequence or stream; got {checks.describe(exported)}.")
     check_model_params(params)
     entries: Any = weights(params) | {"program": np.frombuffer(exported.serialize(), np.uint8)}
     np.savez(path, **entries)

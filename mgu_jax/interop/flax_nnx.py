@@ -1,44 +1,45 @@
-"""The family as a cell of ``flax.nnx``, and a layer that runs ``scan`` in the place of nnx's loop (extra ``flax``).
+"""The family as a cell of ``flax.nnx``, and a layer that runs ``scan`` instead of nnx's loop (extra ``flax``).
 
     layer = nnx.RNN(MGUCell(28, 100, rngs=nnx.Rngs(0)))  # nnx's loop over our step
-    layer = MGU(MGUCell(28, 100, rngs=nnx.Rngs(0)))      # our scan: the same parameters, and the same values
+    layer = MGU(MGUCell(28, 100, rngs=nnx.Rngs(0)))      # our scan, with the same parameters and values
 
-Both take nnx's arguments, and stand in ``nnx.Bidirectional``.
+Both take nnx's arguments and work in ``nnx.Bidirectional``.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.extras import require
-from mgu_jax.interop._arguments import check_options, check_ours
-from mgu_jax.interop._flax_rnn import run
+from mgu_jax.interop._arguments import check_options, check_own_cell, check_params_fit
+from mgu_jax.interop._flax_rnn import CallOptions, run_rnn
 from mgu_jax.layer.cell import step
-from mgu_jax.layer.family import MGU as PAPERS
-from mgu_jax.layer.family import Cell, check_cell
+from mgu_jax.layer.family import MGU as PAPER_CELL
+from mgu_jax.layer.family import Cell
 from mgu_jax.layer.initial import init
-from mgu_jax.layer.params import Params, check_params
+from mgu_jax.layer.params import Params
 
 nnx = require("flax.nnx", "flax")
 
 
 class MGUCell(nnx.RNNCellBase):
-    """One step of a member of the family; W_f, U_f and so on are its ``nnx.Param``s, and ``params`` is all of them.
+    """One step of a member of the family. Its ``nnx.Param``s are W_f, U_f and so on; ``params`` has all of them.
 
     Args:
         in_features: D.
         hidden_features: H.
         cell: the member.
-        params: ``Params`` to begin with; drawn if ``None``.
-        param_dtype: of what is drawn.
-        rngs: its stream "params" gives the key.
-        options: as ``mgu_jax.init`` takes them, such as ``forget_bias``, in the paper's sign: -1 remembers.
+        params: the initial ``Params``; drawn if ``None``.
+        param_dtype: dtype of drawn parameters.
+        rngs: an ``nnx.Rngs``, whose stream "params" gives the key to draw with.
+        options: further arguments of ``mgu_jax.init``, such as ``forget_bias``. The sign is the paper's: -1 makes the
+            cell keep its state.
 
     Raises:
-        TypeError, ValueError: as ``mgu_jax.init`` raises them, or params that are not of this cell and these sizes.
+        TypeError, ValueError: as ``mgu_jax.init`` raises them; params of a different cell or of different sizes.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class MGUCell(nnx.RNNCellBase):
         in_features: int,
         hidden_features: int,
         *,
-        cell: Cell = PAPERS,
+        cell: Cell = PAPER_CELL,
         params: Params | None = None,
         param_dtype: Any = jnp.float32,
         rngs: Any = None,
@@ -54,18 +55,17 @@ class MGUCell(nnx.RNNCellBase):
     ):
         if params is None:
             if rngs is None:
-                raise ValueError("rngs must be given where params is not; got None.")
+                raise ValueError("rngs must be given if params is not; got None.")
             if not isinstance(rngs, nnx.Rngs):
                 raise TypeError(f"rngs must be an nnx.Rngs; got {checks.describe(rngs)}.")
             if "dtype" in options:
                 came = checks.describe(options["dtype"])
-                raise TypeError(f"dtype must be left out (param_dtype is what is drawn); got {came}.")
+                raise TypeError(f"dtype must be left out, since param_dtype sets it; got {came}.")
             params = init(rngs.params(), in_features, hidden_features, cell, dtype=param_dtype, **options)
-        check_cell(cell)
-        sizes = check_params(params, cell)
-        if sizes != (in_features, hidden_features):
-            raise ValueError(f"params must be of sizes {(in_features, hidden_features)}; got {sizes}.")
-        self.in_features, self.hidden_features, self.member = in_features, hidden_features, cell
+        check_params_fit(params, cell, in_features, hidden_features)
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.member = cell
         for name, value in params._asdict().items():
             setattr(self, name, nnx.data(None) if value is None else nnx.Param(jnp.asarray(value)))
 
@@ -76,79 +76,50 @@ class MGUCell(nnx.RNNCellBase):
         return Params(*(None if v is None else v[...] for v in variables))
 
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
-        """carry [..., H], inputs [..., D] -> the new carry, twice."""
+        """The new carry [..., H] twice, as carry and as output; carry [..., H], inputs [..., D]."""
         h = step(self.params, carry, inputs, self.member)
         return h, h
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> Array:
-        """[..., H] for inputs of shape [..., D]: zeros, or what ``carry_init`` draws with a key of rngs."""
+        """The initial carry [..., H] for inputs of shape [..., D]: zeros, or ``carry_init`` with a key of rngs."""
         shape, dtype = (*input_shape[:-1], self.hidden_features), self.params.W_h.dtype
         if carry_init is None:
             return jnp.zeros(shape, dtype)
         if rngs is None:
-            raise ValueError("rngs must be given where carry_init is; got None.")
+            raise ValueError("rngs must be given if carry_init is; got None.")
         return carry_init(rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs(), shape, dtype)
 
     @property
     def num_feature_axes(self) -> int:
-        """1: features are the last axis."""
+        """1: the last axis has the features."""
         return 1
 
 
 class MGU(nnx.RNN):
     """``nnx.RNN`` of an ``MGUCell``, run by ``mgu_jax.scan`` with its hand-written backward pass.
 
-    What ``nnx.RNN`` computes, with three differences, all past the end of sequences: outputs there are zero, a sequence
-    of length 0 keeps its initial carry, and NaN in padding harms nothing. Any number of batch axes may have lengths.
+    It computes what ``nnx.RNN`` computes, except past the end of a sequence: outputs there are zero, a sequence of
+    length 0 keeps its initial carry, and NaN in the padding has no effect. ``seq_lengths`` works with any number of
+    batch axes.
 
     Args:
         cell: the ``MGUCell``.
         options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
-        rnn: as ``nnx.RNN`` takes them: time_major, return_carry, reverse, keep_order. (What concerns its loop alone,
-            such as unroll, changes nothing.)
+        rnn: arguments of ``nnx.RNN``: time_major, return_carry, reverse, keep_order. Its options for the loop, such as
+            unroll, have no effect.
     """
 
     def __init__(self, cell: MGUCell, *, options: Mapping[str, Any] | None = None, **rnn: Any):
-        check_ours(cell, MGUCell)
+        check_own_cell(cell, MGUCell)
         check_options(options)
         super().__init__(cell, **rnn)
         self.options = nnx.static(tuple((options or {}).items()))
 
-    def __call__(
-        self,
-        inputs: Array,
-        *,
-        initial_carry: Array | None = None,
-        seq_lengths: Array | None = None,
-        return_carry: bool | None = None,
-        time_major: bool | None = None,
-        reverse: bool | None = None,
-        keep_order: bool | None = None,
-        rngs: Any = None,
-        resets: Array | None = None,
-        reset_to: Array | None = None,
-        key: Array | None = None,
-    ) -> Any:
-        """inputs [..., T, D] -> outputs [..., T, H], or (carry, outputs) if return_carry.
+    def __call__(self, inputs: Array, *, rngs: Any = None, **call: Unpack[CallOptions]) -> Any:
+        """outputs [..., T, H], or (carry, outputs) with return_carry, of inputs [..., T, D].
 
-        ``resets`` (bool, shaped as inputs without features), ``reset_to`` (a carry) and ``key`` (for noise) are as in
-        ``mgu_jax.scan``; the other arguments as in ``nnx.RNN``.
+        ``rngs`` has no effect: without an initial_carry, the carry is zero. The other arguments are those of
+        ``nnx.RNN``, and ``resets``, ``reset_to`` and ``key`` of ``mgu_jax.scan``; see ``CallOptions``.
         """
-        del rngs  # the carry begins at zero
-        return run(
-            self,
-            self.cell.params,
-            inputs,
-            initial_carry,
-            self.cell.member,
-            seq_lengths=seq_lengths,
-            resets=resets,
-            reset_to=reset_to,
-            return_carry=return_carry,
-            time_major=time_major,
-            reverse=reverse,
-            keep_order=keep_order,
-            key=key,
-            **dict(self.options),
-        )
+        return run_rnn(self, self.cell.params, self.cell.member, dict(self.options), inputs, **call)

@@ -1,7 +1,7 @@
-"""Weights of other libraries, in their names and layouts: ``flax.linen.MGUCell``, PyTorch's stacks, the notebook.
+"""Weights in the names and layouts of ``flax.linen.MGUCell``, of PyTorch, and of the notebook.
 
-Arrays are copied bit by bit, and come out as NumPy's in the dtype that they had, so that every round trip is exact.
-(Where two biases are added, they are rounded; see ``from_torch``.)
+Arrays are copied bit for bit and returned as NumPy arrays of the same dtype, so every round trip is exact. The one
+exception is the sum of two biases, which is rounded; see ``from_torch``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from mgu_jax import checks
 from mgu_jax.interop.convert import convert, full, obstacle
 from mgu_jax.layer.family import FLAX_MGU, MGU, UGRNN, Cell, check_cell
 from mgu_jax.layer.params import Params, check_params
-from mgu_jax.model import ModelParams
+from mgu_jax.model import ModelParams, check_model_params
 
 FLAX_NO_RESET = Cell(reset="none", update="1-f")  # flax.linen.MGUCell(reset_gate=False)
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # which NumPy lacks; float32 has all of its numbers
+    if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # NumPy lacks it; float32 holds all of its numbers
         value = value.detach().float().cpu().numpy().astype(jnp.bfloat16)
     try:
         return np.array(np.asarray(value), order="C")
     except (TypeError, ValueError, RuntimeError) as error:
         what = str(error).partition("\n")[0].rstrip(".")
-        raise TypeError(f"{name} must be what np.asarray takes; got {checks.describe(value)} ({what}).") from error
+        raise TypeError(f"{name} must be convertible by np.asarray; got {checks.describe(value)} ({what}).") from error
 
 
 def _entries(name: str, mapping: Any, wanted: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
@@ -37,28 +37,30 @@ def _entries(name: str, mapping: Any, wanted: Sequence[str], optional: Sequence[
 
 
 def _copied(params: Params, cell: Cell) -> Params:
-    """As NumPy arrays, once they are found to be of the cell."""
+    """``params`` as NumPy arrays, after a check that they belong to the cell."""
     check_params(params, cell)
     return Params(*(None if v is None else _array(name, v) for name, v in params._asdict().items()))
 
 
 def _checked(arrays: Sequence[Any], cell: Cell) -> Params:
+    """``Params`` of the arrays, after a check that they belong to the cell."""
     params = Params(*arrays)
     check_params(params, cell)
     return params
 
 
 def from_flax(variables: Mapping[str, Any], cell: Cell | None = None) -> tuple[Params, Cell]:
-    """The variables of a ``flax.linen.MGUCell``, ``{"params": {"if": ..., "hf": ..., "in": ..., "hn": ...}}``.
+    """(params, cell) that compute what a ``flax.linen.MGUCell`` computes.
 
     Args:
-        variables: with or without "params" around them. Of an ``nn.RNN``, what stands in "cell".
-        cell: the member to bring them to; ``None`` is ``FLAX_MGU`` with a reset (there is a bias in "hn"), and without
-            one ``UGRNN``, which is the same function with the gate's weights negated.
+        variables: ``{"params": {"if": ..., "hf": ..., "in": ..., "hn": ...}}``, or the inner dict alone. For an
+            ``nn.RNN``, pass the entry "cell".
+        cell: the member to convert to. ``None`` gives ``FLAX_MGU`` if the cell has a reset gate ("hn" has a bias), and
+            otherwise ``UGRNN``, which computes the same function with the gate's weights negated.
 
     Raises:
-        TypeError: an entry that is no array.
-        ValueError: entries that are missing or do not fit each other, or a member that is another function.
+        TypeError: an entry that is not an array.
+        ValueError: entries that are missing or do not fit each other, or a member that computes a different function.
     """
     variables = variables.get("params", variables) if isinstance(variables, Mapping) else variables
     _check_groups(variables)
@@ -76,23 +78,25 @@ def from_flax(variables: Mapping[str, Any], cell: Cell | None = None) -> tuple[P
 
 
 def _check_flax(cell: Cell, why: str | None) -> None:
-    """Nothing is in the way between the cell and Flax's."""
+    """``why``, the reason why cell and Flax's compute different functions, is ``None``."""
     if why:
-        raise ValueError(f"cell must be a member with the function of flax.linen.MGUCell; got {cell}: {why}.")
+        raise ValueError(f"cell must compute the same function as flax.linen.MGUCell; got {cell}: {why}.")
 
 
 def _check_groups(variables: Any) -> None:
     groups = ("if", "hf", "in", "hn")
     if not isinstance(variables, Mapping) or any(key not in variables for key in groups):
         came = sorted(map(str, variables)) if isinstance(variables, Mapping) else checks.describe(variables)
-        raise ValueError(f"variables must hold {', '.join(groups)}, as flax.linen.MGUCell makes them; got {came}.")
+        raise ValueError(f"variables must hold {', '.join(groups)}, as those of flax.linen.MGUCell do; got {came}.")
 
 
 def to_flax(params: Params, cell: Cell = FLAX_MGU) -> dict[str, Any]:
-    """The variables of ``flax.linen.MGUCell``: with reset_gate=True of ``FLAX_MGU``, with False of ``UGRNN``.
+    """The variables of a ``flax.linen.MGUCell`` that computes the same; the inverse of ``from_flax``.
+
+    They fit ``MGUCell(H, reset_gate=False)`` if the cell has no reset, as ``UGRNN``, and ``MGUCell(H)`` otherwise.
 
     Raises:
-        TypeError, ValueError: params are not of cell, or cell is a member that Flax's cannot compute, such as ``MGU``.
+        TypeError, ValueError: params do not belong to cell, or Flax's cell cannot compute it, such as ``MGU``.
     """
     check_cell(cell)
     theirs = FLAX_NO_RESET if cell.reset == "none" else FLAX_MGU
@@ -107,26 +111,26 @@ def _check_full(cell: Any) -> None:
     check_cell(cell)
     if cell != full(cell) or cell.layer_norm:
         raise ValueError(
-            "cell must be one with W_f, U_f, b_f, dense U_f and U_h and no layer normalisation, which is what the "
-            f"stacks hold (mgu_jax.interop.convert makes it of others); got {cell}."
+            "cell must have W_f, b_f, dense U_f and U_h and no layer normalisation to be stored in weight_ih and "
+            f"weight_hh (mgu_jax.interop.convert adds missing terms); got {cell}."
         )
 
 
 def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", suffix: str = "") -> Params:
-    """The state dict of an MGU in PyTorch's layout, the gate's rows above the candidate's.
+    """The ``Params`` of an MGU whose state dict has PyTorch's layout, the gate's rows above the candidate's.
 
     Args:
-        state: ``weight_ih`` [2H, D], ``weight_hh`` [2H, H], and ``bias`` [2H], or ``bias_ih`` and ``bias_hh`` [2H] as
-            ``torch.nn.GRU`` has them, or no bias: anything that ``np.asarray`` takes, and tensors of bfloat16, which
-            come out as NumPy arrays of ``jnp.bfloat16``, bit by bit. Other entries are let be.
+        state: ``weight_ih`` [2H, D] and ``weight_hh`` [2H, H], with ``bias`` [2H], with ``bias_ih`` and ``bias_hh``
+            [2H] each as in ``torch.nn.GRU``, or without a bias. Values are tensors or anything that ``np.asarray``
+            converts; bfloat16 tensors become NumPy arrays of ``jnp.bfloat16``, bit for bit. Other entries are ignored.
         cell: the member whose equations the module computes: how it resets, and whether f or 1 - f is the share of the
-            candidate. Two biases that are only ever added are added here, and their sum is rounded, so that not both
-            come back; after the product, bias_hh has b_r.
-        prefix, suffix: around the names, such as "rnn." and "_l0".
+            candidate. Two biases whose sum alone matters are added and rounded, so ``to_torch`` cannot recover them
+            separately. In a cell that resets after the product, b_r is the candidate's part of bias_hh.
+        prefix, suffix: what surrounds the names, such as "rnn." and "_l0".
 
     Raises:
-        TypeError: an entry that is no array.
-        ValueError: entries that are missing or of other shapes, or a member that lacks what the stacks hold.
+        TypeError: an entry that is not an array.
+        ValueError: entries that are missing or have wrong shapes, or a member without some of these terms.
     """
     _check_full(cell)
     names = {n: f"{prefix}{n}{suffix}" for n in ("weight_ih", "weight_hh", "bias", "bias_ih", "bias_hh")}
@@ -161,16 +165,16 @@ def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", 
 def to_torch(
     params: Params, cell: Cell = MGU, *, prefix: str = "", suffix: str = "", two_biases: bool = False
 ) -> dict[str, np.ndarray]:
-    """The inverse of ``from_torch``: ``weight_ih``, ``weight_hh`` and ``bias``, as NumPy arrays.
+    """A state dict of ``weight_ih``, ``weight_hh`` and ``bias`` as NumPy arrays; the inverse of ``from_torch``.
 
     Args:
-        params, cell: of one layer.
-        prefix, suffix: around the names.
-        two_biases: ``bias_ih`` and ``bias_hh`` in the place of ``bias``, for a module that has both; bias_hh is zero.
-            A member that resets after the product always has the two, and there bias_hh holds b_r.
+        params, cell: parameters and cell of one layer.
+        prefix, suffix: what surrounds the names.
+        two_biases: give ``bias_ih`` and ``bias_hh`` instead of ``bias``, for a module that has both; bias_hh is zero.
+            A cell that resets after the product always has both, and b_r is in bias_hh.
 
     Raises:
-        TypeError, ValueError: params are not of cell, or cell lacks what the stacks hold.
+        TypeError, ValueError: params do not belong to cell, or cell lacks some of these terms.
     """
     _check_full(cell)
     p = _copied(params, cell)
@@ -191,30 +195,28 @@ NOTEBOOK = ("W_f", "U_f", "W_h", "U_h", "W_y", "b_f", "b_h", "b_y")
 
 
 def from_notebook(arrays: Sequence[Any]) -> ModelParams:
-    """The notebook's list [W_f, U_f, W_h, U_h, W_y, b_f, b_h, b_y], whose matrices stand on the left of columns.
+    """The parameters of ``mgu_jax.Model(D, (H,), K)`` from the notebook's list of arrays.
 
     Args:
-        arrays: W [H, D], U [H, H], W_y [K, H], b [H, 1] and b_y [K, 1].
-
-    Returns:
-        The parameters of ``mgu_jax.Model(D, (H,), K)``.
+        arrays: [W_f, U_f, W_h, U_h, W_y, b_f, b_h, b_y], where samples are columns: W [H, D], U [H, H], W_y [K, H],
+            b [H, 1] and b_y [K, 1].
 
     Raises:
-        TypeError: an entry that is no array.
-        ValueError: not eight entries, or shapes that do not belong together.
+        TypeError: an entry that is not an array.
+        ValueError: not eight entries, or shapes that do not fit each other.
     """
     if not isinstance(arrays, list | tuple) or len(arrays) != len(NOTEBOOK):
-        raise ValueError(f"arrays must be the list {', '.join(NOTEBOOK)}; got {_counted(arrays)}.")
+        raise ValueError(f"arrays must be the list [{', '.join(NOTEBOOK)}]; got {_counted(arrays)}.")
     found = {name: _array(name, a) for name, a in zip(NOTEBOOK, arrays, strict=True)}
     for name, array in found.items():
         if array.ndim != 2 or (name[0] == "b" and array.shape[1] != 1):
-            rule = "[.., 1]" if name[0] == "b" else "two axes"
+            rule = "shape [..., 1]" if name[0] == "b" else "two axes"
             raise ValueError(f"{name} must have {rule}, as in the notebook; got {list(array.shape)}.")
     p = {n: np.ascontiguousarray(a.T) if n[0] != "b" else a[:, 0].copy() for n, a in found.items()}
     layer = _checked([p[n] for n in Params._fields[:6]], MGU)
     H = len(layer.b_h)
     for name, shape in (("W_y", (H, p["W_y"].shape[1])), ("b_y", p["W_y"].shape[1:])):
-        checks.check_shape(f"{name} transposed", p[name], shape, f"H is {H}, and W_y has the outputs")
+        checks.check_shape(f"{name} transposed", p[name], shape, "from b_h and W_y")
     return ModelParams((layer,), p["W_y"], p["b_y"])
 
 
@@ -223,18 +225,16 @@ def _counted(arrays: Any) -> str:
 
 
 def to_notebook(params: ModelParams) -> list[np.ndarray]:
-    """The inverse of ``from_notebook``, for a model of one layer of the paper's cell and nothing else.
+    """The notebook's list of arrays for a model with one layer of the paper's cell; the inverse of ``from_notebook``.
 
     Raises:
-        TypeError: params is no ModelParams.
-        ValueError: more than one layer, or what the notebook has not.
+        TypeError: params is not a ModelParams.
+        ValueError: more than one layer, or a part that the notebook does not have.
     """
-    if not isinstance(params, ModelParams):
-        raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
+    check_model_params(params)
     more = [name for name in ("backward", "h0", "embedding") if getattr(params, name) is not None]
     if len(params.layers) != 1 or more:
-        raise ValueError(
-            f"params must be of one layer and a readout; got {len(params.layers)} and {', '.join(more) or 'no more'}."
-        )
+        came = ", ".join([f"layers={len(params.layers)}", *more])
+        raise ValueError(f"params must have one layer and a readout and nothing else; got {came}.")
     p = _copied(params.layers[0], MGU)._asdict() | {"W_y": _array("W_y", params.W_y), "b_y": _array("b_y", params.b_y)}
     return [np.ascontiguousarray(p[n].T) if n[0] != "b" else p[n][:, None] for n in NOTEBOOK]

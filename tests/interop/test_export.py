@@ -1,6 +1,5 @@
-"""A trained model without the code that trained it: ``jax.export`` and ONNX."""
+"""A trained model as a program of ``jax.export``, which runs without this library."""
 
-import re
 import subprocess
 import sys
 
@@ -13,28 +12,17 @@ import mgu_jax as mgu
 from mgu_jax.interop import export
 from mgu_jax.interop.convert import from_dict, to_dict
 from tests import laws
+from tests.interop.common import drawn, inputs
+from tests.rejects import rejects
 
 D, H, K = 4, 5, 3
 T, B = jax.export.symbolic_shape("T, B")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_of_a_hasty_compiler_is_left():
-    """A model's compiled steps outlive a test, and those of ``quick_compiler`` are rounded otherwise."""
+def no_hasty_programs():
+    """A model's compiled steps outlive a test, and those of ``quick_compiler`` round differently."""
     jax.clear_caches()
-
-
-def drawn(model, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.5, size=s.shape), s.dtype), shapes)
-
-
-def inputs(model, steps, batch):
-    rng = np.random.default_rng(steps)
-    if model.embedding_size:
-        return rng.integers(0, model.input_size, (steps, batch), np.int32)
-    return np.asarray(rng.normal(size=(steps, batch, model.input_size)), model.dtype)
 
 
 MODELS = {
@@ -45,8 +33,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_program_of_sequences_is_apply_to_the_last_bit(name):
-    """Of sizes that were not known when it was exported."""
+def test_the_program_of_sequences_equals_apply_to_the_last_bit(name):
+    """At sizes that were unknown when it was exported."""
     model = MODELS[name]
     params = drawn(model)
     exported = export.sequence(model, params, lengths=name != "plain")
@@ -61,8 +49,8 @@ def test_a_program_of_sequences_is_apply_to_the_last_bit(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [mgu.MGU, mgu.RESET_AFTER_MGU, mgu.UGRNN, mgu.FLAX_MGU, mgu.MIN_GRU])
-def test_a_program_of_long_sequences_is_apply_to_the_last_bit(cell):
-    """Of sizes that ``scan`` cuts into segments where it knows them."""
+def test_the_program_of_long_sequences_equals_apply_to_the_last_bit(cell):
+    """At sizes that ``scan`` would cut into segments if it knew them."""
     model = mgu.Model(64, (128,), K, cell)
     params = model.init(jax.random.key(0))
     program = jax.jit(export.sequence(model, params).call)
@@ -109,7 +97,7 @@ assert "mgu_jax" not in sys.modules
 
 
 def test_a_stream_in_a_fresh_process(tmp_path):
-    """A program of steps, saved and loaded where there is nothing but JAX; one of three streams begins anew."""
+    """A program of steps runs with JAX alone; one of three streams begins again."""
     model = mgu.Model(D, (H,), K, learned_h0=True)
     params, xs = drawn(model), inputs(MODELS["plain"], 6, 3)
     export.save(tmp_path / "stream.npz", export.stream(model, params), params)
@@ -127,9 +115,10 @@ def test_a_stream_in_a_fresh_process(tmp_path):
 
 
 @pytest.mark.parametrize("implementation", ["manual", "autodiff"])
-def test_scan_is_exported_with_every_option(implementation, quick_compiler):
-    """With both sizes open, and with its gradient."""
-    params = to_dict(laws.cast(laws.case(mgu.MGU, D=D, H=H).params, "float32"))  # files know no Params
+def test_scan_can_be_exported_with_every_option(implementation, quick_compiler):
+    """With both sizes unknown, and with its gradient."""
+    # A serialised program cannot hold Params.
+    params = to_dict(laws.cast(laws.case(mgu.MGU, D=D, H=H).params, "float32"))
     save = {"save": "segments", "segment": 2} if implementation == "manual" else {}
 
     def run(params, xs, lengths, resets):
@@ -162,34 +151,30 @@ def exported(**arguments):
     jax.export.export(jax.jit(run))({name: jax.ShapeDtypeStruct(*s) for name, s in shapes.items()})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"xs": ((T, B, 9), jnp.float32)}, "xs must have shape [T, ..., 4] (params.W_h is [4, 5]); got [T, B, 9]."),
-        ({"lengths": ((T,), jnp.int32)}, "lengths must have shape [B] (the batch of xs); got [T]."),
-        ({"h0": ((8, H), jnp.float32)}, "h0 must have shape [B, 5] (the batch of xs and the width of params)"),
-        ({}, "implementation 'parallel' needs a number of steps that is known; got T."),
-    ],
-)  # fmt: skip
-def test_open_sizes_are_checked_like_others(arguments, text):
-    with pytest.raises(ValueError, match="^" + re.escape(text)):
-        exported(**arguments)
+UNKNOWN = [
+    ({"xs": ((T, B, 9), jnp.float32)}, "xs", "[T, ..., 4]", "[T, B, 9]"),
+    ({"lengths": ((T,), jnp.int32)}, "lengths", "[B]", "[T]"),
+    ({"h0": ((8, H), jnp.float32)}, "h0", "[B, 5]", "[8, 5]"),
+    ({}, "implementation 'parallel'", "number of steps", "T"),
+]
 
 
-def test_what_cannot_be_exported(tmp_path):
+@pytest.mark.parametrize(("arguments", "name", "rule", "got"), UNKNOWN, ids=[name for _, name, *_ in UNKNOWN])
+def test_unknown_sizes_are_checked_like_known_ones(arguments, name, rule, got):
+    rejects(lambda: exported(**arguments), name, rule, f"got {got}", ValueError)
+
+
+def test_errors():
     model, other = MODELS["plain"], MODELS["stack"]
-    with pytest.raises(TypeError, match=r"^model must be what mgu_jax\.model makes; got a dict\.$"):
-        export.sequence({}, drawn(model))
-    with pytest.raises(TypeError, match=r"^params must be a ModelParams, as model\.init makes it; got a Params\.$"):
-        export.sequence(model, drawn(model).layers[0])
-    with pytest.raises(ValueError, match=r"^a bidirectional model cannot be stepped"):
-        export.stream(other, drawn(other))
-    with pytest.raises(ValueError, match=r"^the ending of path must be one of '\.npz'; got '\.jax'\.$"):
-        export.save(tmp_path / "x.jax", None, None)
     params = drawn(model)
-    with pytest.raises(TypeError, match=r"^exported must be what sequence or stream made; got a ModelParams\.$"):
-        export.save(tmp_path / "x.npz", params, None)
-    with pytest.raises(TypeError, match=r"^platforms must be a tuple of names, such as \('cpu',\); got 'cpu'\.$"):
-        export.sequence(model, params, platforms="cpu")
-    with pytest.raises(ValueError, match=r"^an entry of platforms must be one of 'cpu', .*; got 'gpu'\.$"):
-        export.stream(model, params, platforms=("gpu",))
+    rejects(lambda: export.sequence({}, params), "model", "an mgu_jax.Model", "a dict", TypeError)
+    rejects(lambda: export.sequence(model, params.layers[0]), "params", "a ModelParams", "a Params", TypeError)
+    rejects(lambda: export.stream(other, drawn(other)), "bidirectional", "cannot be stepped", kind=ValueError)
+    rejects(lambda: export.sequence(model, params, platforms="cpu"), "platforms", "a tuple", "'cpu'", TypeError)
+    rejects(lambda: export.stream(model, params, platforms=("gpu",)), "platforms", "'cpu'", "'gpu'", ValueError)
+
+
+def test_errors_of_save(tmp_path):
+    params = drawn(MODELS["plain"])
+    rejects(lambda: export.save(tmp_path / "x.jax", None, None), "path", "'.npz'", "'.jax'", ValueError)
+    rejects(lambda: export.save(tmp_path / "x.npz", params, None), "exported", "stream", "a ModelParams", TypeError)

@@ -1,6 +1,4 @@
-"""The cell and the layer of ``flax.linen``, in linen's own loop, Bidirectional and serialisation."""
-
-import re
+"""The cell and the layer for ``flax.linen``, in linen's own loop, Bidirectional and serialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import mgu_jax as mgu
 from mgu_jax.interop.convert import to_dict
 from tests.interop import common as interop
 from tests.interop.common import CELLS, B, D, H, T
+from tests.rejects import rejects
 
 nn = pytest.importorskip("flax.linen")
 from flax import serialization  # noqa: E402
@@ -41,22 +40,22 @@ def run_by(layer, member):
     return run
 
 
-@pytest.mark.parametrize("drive", ["lengths reverse", "lengths reverse in order"])  # the others are in nnx's tests
-def test_our_layer(drive):
+@pytest.mark.parametrize("drive", ["lengths reverse", "lengths reverse in order"])  # the tests of nnx have the others
+def test_the_layer_computes_what_scan_computes(drive):
     interop.check(run_by(MinimalGatedRNN, mgu.MGU), mgu.MGU, drive)
 
 
-def test_the_loop_of_linen():
+def test_the_loop_of_linen_computes_what_scan_computes():
     interop.check(run_by(nn.RNN, mgu.MGU), mgu.MGU, "lengths reverse in order")
 
 
 @pytest.mark.parametrize("member", CELLS)
-def test_the_family_in_the_loop_of_linen(member):
+def test_each_member_in_the_loop_of_linen(member):
     interop.check(run_by(nn.RNN, CELLS[member]), CELLS[member], "plain")
 
 
 def test_the_cell_and_both_layers_draw_the_same_variables():
-    """So what was trained in one goes on in the other."""
+    """So one can be trained and the other can continue."""
     made = MinimalGatedCell(H, mgu.MGU1, {"forget_bias": -2.0, "initializer": "uniform"}, param_dtype=jnp.bfloat16)
     xs = jnp.zeros((B, T, D), jnp.bfloat16)
     one, other = (layer(made).init(jax.random.key(0), xs) for layer in (nn.RNN, MinimalGatedRNN))
@@ -68,7 +67,7 @@ def test_the_cell_and_both_layers_draw_the_same_variables():
     assert not np.array_equal(drawn["U_f"], drawn["U_h"])
 
 
-def test_carries():
+def test_the_initial_carry():
     assert cell().num_feature_axes == 1
     assert cell().initialize_carry(jax.random.key(0), (2, B, D)).shape == (2, B, H)
     assert cell().initialize_carry(None, (D,)).dtype == jnp.float64
@@ -79,8 +78,8 @@ def test_carries():
     assert carry.tolist() == np.ones((B, H)).tolist()
 
 
-def test_a_step_alone():
-    """The variables of a cell that is not in a layer stand at the top."""
+def test_one_step():
+    """The variables of a cell outside a layer are not nested in "cell"."""
     params, h = interop.params(), np.ones((B, H))
     carry, y = cell().apply({"params": to_dict(params)}, h, XS[:, 0])
     assert np.array_equal(carry, y)
@@ -120,8 +119,7 @@ def test_serialisation():
 
 
 def test_errors():
-    with pytest.raises(TypeError, match=r"^cell must be a MinimalGatedCell of mgu_jax; got a GRUCell\."):
-        MinimalGatedRNN(nn.GRUCell(H)).init(jax.random.key(0), XS)
-    text = "inputs must have shape [time, ..., 4] (params.W_h is [4, 5]); got [4]."
-    with pytest.raises(ValueError, match="^" + re.escape(text)):
-        MinimalGatedRNN(cell(), time_major=True).apply(variables(interop.params()), XS[0, 0])
+    gru, layer = MinimalGatedRNN(nn.GRUCell(H)), MinimalGatedRNN(cell(), time_major=True)
+    rejects(lambda: gru.init(jax.random.key(0), XS), "cell", "a MinimalGatedCell of mgu_jax", "a GRUCell", TypeError)
+    given = variables(interop.params())
+    rejects(lambda: layer.apply(given, XS[0, 0]), "inputs", "[time, ..., 4]", "got [4]", ValueError)
