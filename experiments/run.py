@@ -89,7 +89,7 @@ class Common(Places):
 Config = TypeVar("Config")
 _BEGUN = {"metrics.jsonl", "config.json.part"}  # what a run leaves that is killed while it begins
 _NO_SETTINGS = ("out", "data_dir", "download", "resume", "tensorboard")
-NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm", "orbax.checkpoint")
+NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm")
 
 
 def parse(config: type[Config], name: str, flags: list[str], text: str | None) -> Config:
@@ -105,7 +105,7 @@ def parse(config: type[Config], name: str, flags: list[str], text: str | None) -
 
 
 def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
     made_by = {"python": platform.python_version(), "mgu_jax": mgu_jax.__version__}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):  # Flax is an extra
@@ -159,7 +159,7 @@ def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
     except Damaged as damage:
         other = "no other there can be restored"
         if damage.whole is not None:
-            bad = checkpoints.folder / str(damage.step)
+            bad = checkpoints.path(damage.step)
             other = f"that of step {damage.whole} is whole, and --resume goes on from it once {bad} is removed"
         raise BadRequest(f"{damage.what}; {other}.") from damage
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 # A room imports from itself and from those above it in this list. interop also leaves training alone, and nothing
 # imports interop.
 ROOMS = ["checks", "layer", "kernels", "sequence", "model", "dynamics", "training", "interop", "__init__"]
-BESIDE = {"extras": "checks", "gradients": "sequence"}  # files that share a room with the one named
+BESIDE = {"archive": "checks", "extras": "checks", "gradients": "sequence"}  # files that share a room with another
 
 
 def room_of(module):
@@ -88,7 +88,7 @@ def test_a_wrong_import_is_noticed(name, line, error, tmp_path):
 
 IMPORT = """
 import json, os, sys
-EXTRAS = "tqdm tyro matplotlib orbax sklearn flax keras equinox haiku safetensors onnx onnxruntime torch".split()
+EXTRAS = "tqdm tyro matplotlib sklearn flax keras equinox haiku safetensors onnx onnxruntime torch".split()
 environment = dict(os.environ)
 import jax
 before = dict(jax.config.values)

@@ -1,46 +1,51 @@
-"""Saving and restoring a run, by orbax (extra ``experiments``). Only this file knows orbax's API.
+"""Checkpoints of a run: a file STEP.npz for each, written in the background, whole or not at all.
 
     with Checkpoints("runs/x/checkpoints", keep=2) as checkpoints:
-        state = checkpoints.restore(like)  # None if there is nothing yet
+        state = checkpoints.restore(like)  # None if there is no checkpoint yet
         checkpoints.save(step, state, metric=loss, config={"hidden_size": 64})
 
-orbax writes the arrays. What it does not do is our own, the sidecar (sidecar.py) in the folder of every checkpoint: it
-holds the version of the format; the configuration and the metric; the dtype and shape of every leaf, so that another
-model's checkpoint is named before it is read; and the sha256 of every file, since of 300 checkpoints with one bit
-flipped, orbax 0.12.8 restored 245 to other numbers without a word and refused 27. A folder without it is refused, and
-stays, unless a mark says that it is ours and unfinished.
+A file gets its name when all of it is on the disk (archive.py). So a process that is killed at any moment leaves whole
+checkpoints, and at most one unfinished file, which the next save removes.
+
+Several processes: each makes a ``Checkpoints`` of the same folder, which all of them see, and calls ``save``,
+``restore``, ``config``, ``wait`` and ``close`` at the same places. Process 0 writes. All meet before a save, so that
+none looks at the folder while process 0 changes it, and before and after a read, so that no file is removed while
+another process reads it. They meet, and gather arrays, in the main thread only: collectives of the background thread
+would mix with those of the training.
 """
 
 import atexit
-import errno
 import json
-import logging
-import os
 import re
-import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from mgu_jax import checks
-from mgu_jax.extras import require
-from mgu_jax.training import sidecar
+from mgu_jax import archive, checks
+
+_KIND = "checkpoint"
+_NAME = re.compile(rf"(0|[1-9]\d*)\.npz({re.escape(archive.UNFINISHED)})?")
+_PARTS = {"best": "validation", "opt_state": "optimiser"}  # fields of a state that do not depend on the model alone
+
+Result = TypeVar("Result")
 
 
 class Damaged(RuntimeError):
-    """A checkpoint is not as it was saved, of another format, or of another run than the one to restore.
+    """A checkpoint cannot be restored: it is damaged, of another format, or of another model, optimiser or validation.
 
-    ``step`` is its step, ``what`` is wrong with it, ``whole`` the newest other step that can be restored, or ``None``.
+    Attributes:
+        step: the step of this checkpoint.
+        what: what is wrong with it, in words.
+        whole: the newest other step that can be restored, or ``None``.
     """
 
     def __init__(self, step: int, what: str, whole: int | None):
@@ -49,135 +54,146 @@ class Damaged(RuntimeError):
         self.step, self.what, self.whole = step, what, whole
 
 
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Hold an interrupt back until the block is done: orbax may hang where one comes in the middle of its work."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread alone
-        return
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+def _together(work: Callable[[], Result]) -> Result:
+    """``work()``, and a meeting of all processes. If it fails in one, all raise, so that none waits for ever."""
+    if jax.process_count() == 1:
+        return work()
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        signal.raise_signal(signal.SIGINT)  # for whoever handled it before
+        result, error = work(), None
+    except Exception as raised:
+        result, error = None, raised
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+    if error is not None:
+        raise error
+    if failed.size:
+        raise OSError(f"checkpoints must work in all processes; process {failed[0]} raised an error.")
+    return result  # pyright: ignore (there was no error)
 
 
-def _wanted(record: logging.LogRecord) -> bool:
-    """Whether to log: not the traces that orbax logs of errors which are raised as one sentence."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _reason(error: Exception) -> str:
-    """The system's words for an error of the disk, whoever reports it; the first line of another error."""
-    code = re.search(r"(?:os_error_code='|Errno )(\d+)", str(error))
-    return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _copied(leaf: Any) -> Any:
-    """The same where nobody else donates or overwrites it. The copy of a JAX array stays on its devices, unawaited."""
+    """A copy that the caller cannot donate or overwrite. The copy of a JAX array stays on its devices, unawaited."""
     if not isinstance(leaf, jax.Array):
         return np.array(leaf)
-    if not leaf.is_fully_addressable:  # device_put takes no array of several processes
-        return jnp.copy(leaf)
+    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    if not leaf.is_fully_addressable:
+        if not leaf.is_fully_replicated:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        leaf = leaf.addressable_data(0)
     return jax.device_put(leaf, leaf.sharding, may_alias=False)
 
 
-def _abstract(leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return np.asarray(leaf)
-    sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _restored(like: Any, value: np.ndarray, impl: str | None) -> Any:
+    """An array of the file as a leaf like ``like``. ``impl`` is that of PRNG keys."""
+    if isinstance(like, bool | int | float | complex):
+        return type(like)(value.item())
+    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+        return value[()] if isinstance(like, np.generic) else value
+    whole = value if impl is None else jax.random.wrap_key_data(jnp.asarray(value), impl=impl)
+    sharding = like.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    if sharding.is_fully_addressable:
+        return jax.device_put(whole, sharding)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
-def _as_in(leaf: Any, value: Any) -> Any:
-    """Numbers are saved as arrays."""
-    return type(leaf)(value.item()) if isinstance(leaf, bool | int | float | complex | np.generic) else value
+def _difference(saved: dict[str, str], like: dict[str, str]) -> str | None:
+    """How a state that was saved differs from the one to restore, by the dtypes and shapes of the leaves."""
+    for path in saved | like:
+        there, here = saved.get(path, "not there"), like.get(path, "not there")
+        if there != here:
+            part = re.match(r"(?:\.members)?\.(best|opt_state)\b", path)
+            other = _PARTS[part[1]] if part else "model"
+            return f"is of another {other} (state{path} is {there}, like{path} is {here})"
+    return None
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder of their own, named by their step.
-
-    Every process of a run makes one and calls it at the same places; process 0 does what is done once.
+    """The checkpoints of one run, in a folder.
 
     Args:
-        folder: made if it is not there.
-        keep: so many of the newest stay, and the best of those with a metric.
-        better: which metric is the better one, the "lower" or the "higher".
+        folder: made if it does not exist. Files in it that are not checkpoints are never touched.
+        keep: how many of the newest checkpoints stay. The best of those with a metric stays too.
+        better: which metrics are better, the "lower" or the "higher".
 
     Raises:
-        ImportError: orbax is not installed.
         OSError: the folder cannot be written.
-        TypeError: folder is no path.
+        TypeError, ValueError: wrong arguments.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, better: str = "lower"):
         checks.check_size("keep", keep)
         checks.check_choice("better", better, ("lower", "higher"))
-        orbax = require("orbax.checkpoint", "experiments")
         self.folder, self.keep, self.better = checks.check_path("folder", folder), keep, better
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise OSError(f"folder must be one that can be written; got {folder} ({error.strerror}).") from error
-        # Processes that are named meet at the coordinator. Else orbax runs a collective on the devices, which from a
-        # thread may come between those of the training.
-        processes = set(range(jax.process_count()))
-        options = orbax.options.MultiprocessingOptions(active_processes=processes)
-        handler = orbax.StandardCheckpointHandler(multiprocessing_options=options)
-        self._orbax, self._args = orbax.Checkpointer(handler, multiprocessing_options=options), orbax.args
-        self._meet = lambda: orbax.multihost.sync_global_processes("mgu_jax:saved", processes=processes)
-        self._thread, self._saving = ThreadPoolExecutor(1, "checkpoints"), None
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: Future[None] | None = None
         self._reached: int | None = None  # the step last saved or restored here
         self._closed = False
-        atexit.register(self.wait)  # says what is lost where nobody closes: orbax cannot write while Python ends
+        # Where nobody closes, Python finishes the last save before it ends. All that would be lost is its error.
+        atexit.register(self._finish)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
+        if error is None:
             self.close()
+            return
+        try:
+            self._end()  # alone: the error may be that of one process
         except OSError as unsaved:
-            if error is None:
-                raise
-            error.add_note(str(unsaved))  # what ended the block goes on, and takes this along
+            error.add_note(str(unsaved))
 
-    def _place(self, step: int) -> Path:
-        return self.folder.resolve() / str(step)
+    def path(self, step: int) -> Path:
+        """The file of a checkpoint."""
+        return self.folder / f"{step}.npz"
+
+    def _found(self) -> dict[int, bool]:
+        """The steps that files are named by; whether the file is a checkpoint, though perhaps a damaged one."""
+        found = {}
+        for path in self.folder.iterdir():
+            name = _NAME.fullmatch(path.name)
+            if name and not name[2]:
+                with suppress(FileNotFoundError):  # process 0 has removed it meanwhile
+                    found[int(name[1])] = path.is_file() and archive.is_marked(path, _KIND)
+        return dict(sorted(found.items()))
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, rising; ``wait`` first for the one that is being saved."""
-        return sidecar.steps(self.folder)
+        """The steps of all checkpoints, rising. Call ``wait`` first to include one that is being saved."""
+        return [step for step, ours in self._found().items() if ours]
 
     @property
     def best(self) -> int | None:
-        """The step with the best metric, the first of equals; ``None`` if none has a metric."""
+        """The step with the best metric, the first of equals; ``None`` if no checkpoint has a metric."""
         metrics = {}
         for step in self.steps:
-            with suppress(ValueError):  # restore speaks of the damage
-                metrics[step] = sidecar.facts(self._place(step))["metric"]
+            with suppress(archive.Unreadable, FileNotFoundError):  # restore reports damage
+                metrics[step] = archive.read_header(self.path(step), _KIND)["metric"]
         numbers = {step: metric for step, metric in metrics.items() if metric is not None}
         return (min if self.better == "lower" else max)(numbers, key=numbers.__getitem__, default=None)
 
     def save(self, step: int, state: Any, *, metric: Any = None, config: Any = None) -> None:
-        """Save a state as the checkpoint of this step, in the background; it waits for the save before it.
+        """Save a state in the background as the checkpoint of a step. An earlier save is awaited first.
 
         Args:
-            step: above all that are there, or above the one that was restored: those after that one go.
-            state: a pytree of numbers and arrays, of NumPy and JAX (sharded ones and keys too). It is copied, so that
+            step: above all that are there, or above the one that was restored; then later checkpoints are removed.
+            state: a pytree of numbers and of NumPy and JAX arrays, also sharded ones and PRNG keys. It is copied, so
                 the caller may donate or overwrite it at once.
-            metric: a number for ``better``; nan is none.
+            metric: a number for ``better``, or ``None`` or nan if there is no metric.
             config: whatever JSON can hold.
 
         Raises:
-            OSError: an earlier save failed in the background; this one was not begun.
-            TypeError, ValueError: arguments of another kind, a step that is too low, or a folder in the way that was
-                not saved here.
+            OSError: an earlier save failed in the background. This one has not begun.
+            TypeError, ValueError: wrong arguments, a step that is too low, or a file in the way that is not a
+                checkpoint.
         """
         checks.check_size("step", step, 0)
         if metric is not None and not checks.is_number(metric):
@@ -186,95 +202,114 @@ class Checkpoints:
             config = json.loads(json.dumps(config))
         except (TypeError, ValueError) as error:
             raise TypeError(f"config must be what JSON can hold; got {checks.describe(config)} ({error}).") from error
-        facts = {"step": int(step), "config": config, "state": sidecar.describe("state", state)}
-        facts["metric"] = float(metric) if metric is not None and metric == metric else None
+        specs, leaves = checks.leaf_specs("state", state), jax.tree.leaves(state)
         if self._closed:
             raise ValueError(f"save must come before close; the checkpoints in {self.folder} are closed.")
-        with _ctrl_c_waits():
-            self.wait()
-            last = max(self.steps, default=-1)
-            if step <= last and (self._reached is None or step <= self._reached):
-                raise ValueError(f"step must be above {last}, the last in {self.folder}; got {step}.")
-            if in_the_way := [found for found in sidecar.strange(self.folder) if found[0] >= step]:
-                what = f"is damaged or another program's (it has no {sidecar.NAME})"
-                raise ValueError(f"step must be above what is not a checkpoint of ours; {min(in_the_way)[1]} {what}.")
-            copies = jax.tree.map(_copied, state)
-            self._saving, self._reached = self._thread.submit(self._write, int(step), copies, facts), int(step)
+        header = {
+            "step": int(step),
+            "state": specs,
+            "keys": {p: str(jax.random.key_impl(leaf)) for p, leaf in zip(specs, leaves, strict=True) if _is_key(leaf)},
+            "metric": float(metric) if metric is not None and metric == metric else None,
+            "config": config,
+        }
 
-    def _write(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        first, place, log = jax.process_index() == 0, self._place(step), logging.getLogger("absl")
-        log.addFilter(_wanted)
+        def begin() -> None:
+            self._finish()
+            self._check_free(step)
+
+        _together(begin)
+        copies = dict(zip((f"state{path}" for path in specs), map(_copied, leaves), strict=True))
+        if jax.process_index() == 0:
+            self._saving = self._thread.submit(self._write, int(step), copies, header)
+        self._reached = int(step)
+
+    def _check_free(self, step: int) -> None:
+        found = self._found()
+        last = max((other for other, ours in found.items() if ours), default=-1)
+        if step <= last and (self._reached is None or step <= self._reached):
+            raise ValueError(f"step must be above {last}, the last in {self.folder}; got {step}.")
+        if in_the_way := [other for other, ours in found.items() if other >= step and not ours]:
+            what = f"{self.path(in_the_way[0])} is damaged, or not a checkpoint that mgu_jax wrote"
+            raise ValueError(f"step must be above what is not a checkpoint of ours; {what}.")
+
+    def _write(self, step: int, state: dict[str, Any], header: dict[str, Any]) -> None:
         try:
-            if first:
-                self._clear(step)
-                sidecar.mark_of(place).touch()
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            if shutil.disk_usage(self.folder).free < size + 2**20:  # orbax prints a trace for every leaf without room
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._orbax.save(place, args=self._args.StandardSave({"state": state}))
-            if first:
-                sidecar.write(place, facts)
-                for old in set(self.steps[: -self.keep]) - {self.best}:
-                    sidecar.remove(self._place(old))
+            for path in self.folder.iterdir():
+                if (name := _NAME.fullmatch(path.name)) and name[2] and path.is_file():
+                    path.unlink()  # begun by a process that was killed
+            for later in reversed(self.steps):
+                if later > step:
+                    self.path(later).unlink(missing_ok=True)
+            arrays = {name: np.asarray(value) for name, value in state.items()}
+            archive.write(self.path(step), _KIND, arrays, header)
+            for old in set(self.steps[: -self.keep]) - {self.best}:
+                self.path(old).unlink(missing_ok=True)
         except Exception as error:
-            if first:
-                with suppress(OSError):  # a full disk needs the room
-                    self._clear(step + 1)
-            what = f"the checkpoint of step {step} could not be saved in {self.folder} ({_reason(error)})"
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if isinstance(error, OSError) and error.strerror:
+                reason = error.strerror
+            what = f"the checkpoint of step {step} could not be saved in {self.folder} ({reason})"
             raise OSError(f"{what}; those before it are whole.") from error
-        finally:
-            log.removeFilter(_wanted)
-            self._meet()
 
-    def _clear(self, step: int) -> None:
-        """Remove what is unfinished, and the checkpoints of this step and after it."""
-        sidecar.tidy(self.folder)
-        for old in (n for n in self.steps if n >= step):
-            sidecar.remove(self._place(old))
+    def _finish(self) -> None:
+        """Wait for the last save of this process, and raise its error once."""
+        if self._saving is not None:
+            error = self._saving.exception()
+            self._saving = None
+            if error is not None:
+                raise error
 
     def wait(self) -> None:
-        """Return when the last save is on disk. Raises OSError if it failed."""
-        with _ctrl_c_waits():
-            saving, self._saving = self._saving, None
-            if saving is not None:
-                saving.result()
+        """Return when the last save is on the disk. Raises OSError if it failed."""
+        _together(self._finish)
+
+    def _end(self) -> None:
+        self._closed = True
+        self._thread.shutdown()
+        atexit.unregister(self._finish)
+        self._finish()
 
     def close(self) -> None:
-        """Wait, and end the thread; nothing can be saved after. Raises OSError if the last save failed."""
-        atexit.unregister(self.wait)
-        try:
-            self.wait()
-        finally:
-            self._closed = True
-            self._thread.shutdown()
-            self._orbax.close()
+        """Wait for the last save and end the thread; nothing can be saved after. Raises OSError if the save failed."""
+        _together(self._end)
 
-    def _wrong(self, step: int, like: dict[str, str] | None) -> str | None:
-        try:
-            sidecar.check(self._place(step), step, like)
-        except ValueError as error:
-            return f"the checkpoint of step {step} in {self.folder} {error}"
-        return None
+    def _load(self, step: int, like: dict[str, str] | None) -> tuple[archive.Arrays, dict[str, Any]]:
+        """(arrays, header) of a checkpoint. The arrays are read last. Raises OSError or Unreadable."""
+        header = archive.read_header(self.path(step), _KIND)
+        if header["step"] != step:
+            raise archive.Unreadable(f"is damaged (it is a copy of the one of step {header['step']})")
+        if like is not None and (difference := _difference(header["state"], like)):
+            raise archive.Unreadable(difference)
+        return archive.read(self.path(step), _KIND)
 
-    def _chosen(self, step: int | None, like: dict[str, str] | None) -> int | None:
-        """The step asked for, once its checkpoint is found whole."""
-        self.wait()
-        steps = self.steps
-        named = sorted({*steps, *(n for n, path in sidecar.strange(self.folder) if path.name == str(n))})
-        if step is None and not named:
+    def _is_whole(self, step: int, like: dict[str, str] | None) -> bool:
+        try:
+            self._load(step, like)
+        except (OSError, archive.Unreadable):
+            return False
+        return True
+
+    def _chosen(self, step: int | None, like: dict[str, str] | None) -> tuple[archive.Arrays, dict[str, Any]] | None:
+        """What ``_load`` gives for a step, the newest if ``None``; ``None`` if there is no checkpoint."""
+        found = self._found()
+        if step is None and not found:
             return None
-        step = named[-1] if step is None else step
-        if step not in named:
-            raise ValueError(f"step must be one of {steps}, those in {self.folder}; got {step}.")
-        if what := self._wrong(step, like):
-            others = (other for other in reversed(steps) if other != step and not self._wrong(other, like))
-            raise Damaged(step, what, next(others, None))
-        return step
+        step = max(found) if step is None else step
+        if step not in found:
+            raise ValueError(f"step must be one of {self.steps}, those in {self.folder}; got {step}.")
+        try:
+            return self._load(step, like)
+        except (OSError, archive.Unreadable) as error:
+            why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+            others = (other for other in reversed(self.steps) if other != step and self._is_whole(other, like))
+            what = f"the checkpoint of step {step} in {self.folder} {why}"
+            raise Damaged(step, what, next(others, None)) from error
 
     def config(self, step: int | None = None) -> Any | None:
-        """The configuration that was saved with a step, as ``restore`` chooses it; raises as it does."""
-        chosen = self._chosen(step, None)
-        return None if chosen is None else sidecar.facts(self._place(chosen))["config"]
+        """The configuration that was saved with a step. The step is chosen and verified as by ``restore``."""
+        self.wait()
+        chosen = _together(lambda: self._chosen(step, None))
+        return None if chosen is None else chosen[1]["config"]
 
     def restore(self, like: Any, step: int | None = None) -> Any | None:
         """The state of a step, the newest if ``None``; ``None`` if there is no checkpoint yet.
@@ -284,15 +319,20 @@ class Checkpoints:
             step: one of ``steps``.
 
         Raises:
-            Damaged: it is not as it was saved, or not like ``like``; the error names a step that is.
+            Damaged: the checkpoint is not as it was saved, or differs from ``like``. The error suggests another one.
             OSError: the last save failed in the background.
-            TypeError, ValueError: arguments of another kind, or a step that is not there.
+            TypeError, ValueError: wrong arguments, or a step that is not there.
         """
-        chosen = self._chosen(step, sidecar.describe("like", like))
+        specs = checks.leaf_specs("like", like)
+        self.wait()
+        chosen = _together(lambda: self._chosen(step, specs))
         if chosen is None:
             return None
-        with _ctrl_c_waits():
-            asked = self._args.StandardRestore({"state": jax.tree.map(_abstract, like)})
-            restored = self._orbax.restore(self._place(chosen), args=asked)["state"]
-        self._reached = chosen
-        return jax.tree.map(_as_in, like, restored)
+        arrays, header = chosen
+        self._reached = header["step"]
+        leaves, structure = jax.tree.flatten(like)
+        values = [
+            _restored(leaf, arrays[f"state{path}"], header["keys"].get(path))
+            for path, leaf in zip(specs, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, values)

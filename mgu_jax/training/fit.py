@@ -11,7 +11,6 @@ from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.training import data as feed
-from mgu_jax.training import sidecar
 from mgu_jax.training.data import Data, Source, Stream
 from mgu_jax.training.devices import AXIS, agreed, mesh_of, one_copy, put, put_parts
 from mgu_jax.training.evaluate import limits_of
@@ -59,7 +58,7 @@ def check_fit(
 
 @lru_cache(maxsize=64)
 def _described(recipe: Recipe) -> dict[str, str]:
-    return sidecar.describe("state", jax.eval_shape(partial(start, recipe), jax.random.key(0))._replace(best=None))
+    return checks.leaf_specs("state", jax.eval_shape(partial(start, recipe), jax.random.key(0))._replace(best=None))
 
 
 def check_state(recipe: Recipe, state: Any, members: bool = False) -> None:
@@ -73,7 +72,7 @@ def check_state(recipe: Recipe, state: Any, members: bool = False) -> None:
     one = state._replace(best=None)
     if members:
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), one)
-    wanted, came = _described(recipe), sidecar.describe("state", one)
+    wanted, came = _described(recipe), checks.leaf_specs("state", one)
     for path in wanted | came:
         if wanted.get(path) != came.get(path):
             right, got = wanted.get(path, "nothing"), came.get(path, "nothing")
