@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array, lax
 from jax import export as jax_export
 
-from mgu_jax import checks
+from mgu_jax import archive, checks
 from mgu_jax.interop._arguments import check_is_model
 from mgu_jax.interop.convert import named
 from mgu_jax.model import Model, ModelParams, State, check_model_params
@@ -120,15 +120,18 @@ def stream(model: Model, params: ModelParams, *, platforms: tuple[str, ...] = PL
 
 
 def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -> None:
-    """Write program and weights to one npz file: the entry "program", and the weights by their names.
+    """Write the program and its weights to one npz file: the entry "program", and the weights by their names.
+
+    A file that is there is replaced when the new one is complete.
 
     Raises:
-        TypeError: no path, no program, or no params of a model.
+        OSError: the file cannot be written.
+        TypeError: path is not a path, exported not a program, or params not those of a model.
         ValueError: another ending.
     """
-    checks.check_choice("the ending of path", checks.check_path("path", path).suffix, (".npz",))
+    path = checks.check_path("path", path)
+    checks.check_choice("the ending of path", path.suffix, (".npz",))
     if not isinstance(exported, jax_export.Exported):
         raise TypeError(f"exported must be a result of sequence or stream; got {checks.describe(exported)}.")
     check_model_params(params)
-    entries: Any = weights(params) | {"program": np.frombuffer(exported.serialize(), np.uint8)}
-    np.savez(path, **entries)
+    archive.write_npz(path, weights(params) | {"program": np.frombuffer(exported.serialize(), np.uint8)})

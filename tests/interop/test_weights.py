@@ -1,9 +1,5 @@
 """Weights of Flax, PyTorch and the notebook: round trips are exact, and a different function is rejected."""
 
-import json
-import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +7,6 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax.interop import files
 from mgu_jax.interop.convert import convert, from_dict, to_dict
 from mgu_jax.interop.weights import (
     FLAX_NO_RESET,
@@ -247,119 +242,3 @@ def test_a_tensor_that_numpy_cannot_convert_is_rejected():
     state = STATE | {"weight_ih": Elsewhere()}
     got = "a Elsewhere (it lies on another device)"
     rejects(lambda: from_torch(state), "state['weight_ih']", "np.asarray", got, TypeError)
-
-
-MODELS = {
-    "plain": mgu.Model(D, (H,), K),
-    "much": mgu.Model(9, (H, H), K, mgu.MGU1, embedding_size=D, bidirectional="sum", learned_h0=True, residual=True,
-                      readout="last", dropout=0.25, zoneout=0.1, save="states", segment=3, compute_dtype=jnp.bfloat16,
-                      precision=jax.lax.Precision.HIGHEST),
-    "half": mgu.Model(D, (H,), K, mgu.Cell(layer_norm=True), dtype=jnp.bfloat16, precision="high"),
-}  # fmt: skip
-
-
-def drawn(model):
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
-
-
-@pytest.mark.parametrize("ending", [".safetensors", ".npz"])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_in_a_file(tmp_path, name, ending):
-    if ending == ".safetensors":
-        pytest.importorskip("safetensors")
-    model, path = MODELS[name], tmp_path / f"model{ending}"
-    params = drawn(model)
-    files.save(path, model, params)
-    same, again = files.load(path)
-    identical(again, params)
-    ours, theirs = (m.init.__self__ for m in (model, same))
-    assert type(ours)(**(vars(theirs) | {"precision": ours.precision})) == ours
-    assert str(theirs.precision).lower() in str(ours.precision).lower()
-
-
-def test_a_layer_in_a_file(tmp_path):
-    params = jax.tree.map(jnp.asarray, numbers(mgu.MIN_GRU, "float16"))
-    files.save(tmp_path / "layer.npz", mgu.MIN_GRU, params)
-    cell, again = files.load(tmp_path / "layer.npz")
-    assert cell == mgu.MIN_GRU
-    identical(again, params)
-
-
-def test_a_file_in_a_fresh_process(tmp_path):
-    model, path = MODELS["plain"], str(tmp_path / "model.npz")
-    params = drawn(model)
-    files.save(path, model, params)
-    code = f"from mgu_jax.interop import files; m, p = files.load({path!r}); print(float(p.W_y[0, 0]), m.apply)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{float(params.W_y[0, 0])} <bound method Stack.apply")
-
-
-def test_files_that_save_did_not_write(tmp_path):
-    path = tmp_path / "model.npz"
-    model = MODELS["plain"]
-    files.save(path, model, drawn(model))
-    with np.load(path) as held:
-        whole = dict(held)
-
-    def load():
-        return files.load(path)
-
-    for change, text in [
-        ({"W_y": whole["W_y"][:2]}, "must hold W_y [5, 3], by the specification; got [2, 3]."),
-        ({"W_z": whole["W_y"]}, "must hold no W_z, by the specification; got [5, 3]."),
-        (
-            {"mgu_jax": np.array(json.dumps({"format": 2}))},
-            "(ValueError: it is of format 2, and this version reads 1).",
-        ),
-        ({"mgu_jax": np.array("not JSON")}, "(JSONDecodeError: Expecting value: line 1 column 1 (char 0))."),
-        ({"W_y": whole["W_y"].astype("float64")}, "must have one dtype; got float32, float64."),
-    ]:
-        np.savez(path, **(whole | change))
-        with pytest.raises((ValueError, TypeError), match=re.escape(text) + "$"):
-            load()
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(
-        ValueError, match=r"^path must be a file that mgu_jax\.interop\.files\.save wrote; got .*npz \("
-    ):
-        load()
-    with pytest.raises(FileNotFoundError):
-        files.load(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match=r"^the ending of path must be one of '\.safetensors', '\.npz'; got '\.pt'\.$"):
-        files.load("model.pt")
-
-
-def test_a_bit_that_flipped_and_a_foreign_file(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
-    path = tmp_path / "model.safetensors"
-    files.save(path, MODELS["plain"], drawn(MODELS["plain"]))
-    raw = bytearray(path.read_bytes())
-    raw[-3] ^= 8
-    path.write_bytes(raw)
-    with pytest.raises(
-        ValueError, match=r"^path must be a file with the arrays that were saved; got .*another sha256\.$"
-    ):
-        files.load(path)
-    safetensors.save_file({"a": np.zeros(3, np.float32)}, path)
-    with pytest.raises(ValueError, match=r"\(ValueError: it has no specification\)\.$"):
-        files.load(path)
-    np.savez(tmp_path / "model.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match=r"\(ValueError: it has no specification\)\.$"):
-        files.load(tmp_path / "model.npz")
-
-
-def test_what_cannot_be_saved(tmp_path):
-    model = MODELS["plain"]
-    with pytest.raises(TypeError, match=r"^model must be what mgu_jax\.model makes, or a Cell; got a dict\.$"):
-        files.save(tmp_path / "x.npz", {}, drawn(model))
-    with pytest.raises(ValueError, match=r"^params must hold no 0\.U_f, by the specification; got \[5, 5\]\.$"):
-        files.save(tmp_path / "x.npz", model, drawn(model).layers)
-    assert not list(tmp_path.iterdir())
-
-
-def test_double_precision_needs_x64(tmp_path):
-    with jax.enable_x64(True):
-        files.save(tmp_path / "x.npz", mgu.MGU, numbers(mgu.MGU))
-    with pytest.raises(TypeError, match=r"x\.npz holds float64, which needs jax\.config\.update"):
-        files.load(tmp_path / "x.npz")
