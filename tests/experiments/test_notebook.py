@@ -1,7 +1,10 @@
-"""The faults of the notebook that the project began with, by their numbers in the README: each one's right behaviour.
+"""The right behaviour for each fault of the notebook that this project began as, by its number in NOTEBOOK.md.
 
-The gradients as a whole are judged in test_laws.py; here each fault is held against what it would have given.
+test_laws.py tests the gradients as a whole; these tests also show that each fault would give a different result.
 """
+
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
+from experiments.tasks import notebook
 from experiments.tasks.notebook import loss_per_step
 from mgu_jax.training import losses
 from mgu_jax.training import step as train
@@ -24,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    """Biases that are not zero, so that each of their gradients is told from the others."""
+    """With biases that are not zero, so that their gradients differ."""
     made = model.init(jax.random.key(0))
     return jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape), made)
 
@@ -37,19 +41,36 @@ def loss(model, params, xs=XS, targets=TARGETS):
     return loss_per_step(model.apply(params, xs), targets).sum()
 
 
+PAGE = (Path(notebook.__file__).parent / "NOTEBOOK.md").read_text()
+
+
+def test_the_page_lists_what_is_tested_here():
+    faults = [int(number) for number in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)]
+    tested = [int(n) for name in globals() for n in re.findall(r"_(\d+)(?=_)", name) if name.startswith("test_")]
+    assert faults == tested == list(range(1, 17))
+
+
+def test_the_counterparts_on_the_page_exist():
+    root = Path(notebook.__file__).parents[2]
+    for name in re.findall(r"`mgu\.(\w+)`", PAGE):
+        assert hasattr(mgu, name)
+    for path in re.findall(r"`([\w/]+/\w+\.py)`", PAGE):
+        assert (root / path).is_file()
+
+
 def test_1_no_shape_depends_on_the_batch(model, params):
     for batch in (1, 3, 8):
         assert model.apply(params, jnp.ones((T, batch, D))).shape == (T, batch, K)
     assert params.layers[0].W_f.shape == params.layers[0].W_h.shape == (D, H)
 
 
-def test_2_each_sample_alone(model, params):
+def test_2_each_sample_is_computed_separately(model, params):
     together = model.apply(params, XS)
     for b in range(B):
         np.testing.assert_allclose(model.apply(params, XS[:, b]), together[:, b], rtol=0, atol=1e-6)
 
 
-def test_3_both_initialisers_are_there_by_name():
+def test_3_both_initialisers_have_a_name():
     meant = mgu.init(jax.random.key(0), 200, 200, initializer="notebook").U_f
     written = mgu.init(jax.random.key(0), 200, 200, initializer="notebook_normal").U_f
     assert abs(meant.mean()) < 1e-3
@@ -59,7 +80,7 @@ def test_3_both_initialisers_are_there_by_name():
 
 
 def test_4_residuals_of_all_steps_are_used(model, params):
-    """Every step's input has a gradient of its own."""
+    """The input of every step has a gradient."""
     dxs = jax.grad(lambda xs: loss(model, params, xs))(XS)
     assert np.all(np.abs(dxs).max((1, 2)) > 1e-6)
 
@@ -78,8 +99,8 @@ def test_6_dW_y_comes_from_the_new_state(model, params):
     assert np.abs(right - late).max() > 0.01
 
 
-def test_7_every_step_has_a_loss_of_its_own(model, params):
-    """The gradient is the sum of those of the single steps' losses, none of which vanishes."""
+def test_7_the_loss_of_every_step_contributes(model, params):
+    """The gradient is the sum of the gradients of the steps' losses, and none of these is zero."""
 
     def at(t):
         return jax.grad(lambda p: loss_per_step(model.apply(p, XS), TARGETS)[t])(params)
@@ -99,7 +120,7 @@ def step_by_step(x64_case):
 
 
 def test_8_9_10_the_equations_of_the_step(x64):
-    """Derivatives of activated values, U_h on the candidate's path, both terms of df; and the faults differ."""
+    """The right derivatives, U_h on the candidate's path and both terms of df; each fault gives another result."""
     params, (x, h, gates), g, (dparams, dh, _) = step_by_step(laws.case(mgu.MGU, 1))
     f, c = gates.f, gates.c
     dz_h = g * f * (1 - c**2)
@@ -130,8 +151,8 @@ def test_12_each_parameter_goes_down_its_own_gradient(model, params):
     data = mgu.Data(XS.swapaxes(0, 1), TARGETS.swapaxes(0, 1))
     recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).sum(), "sgd", batch_size=B)
     state = train.start(recipe, jax.random.key(0))._replace(params=params)
-    _, curve = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=2)
-    first, _ = train.chunk(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=1)
+    _, curve = train.run_steps(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=2)
+    first, _ = train.run_steps(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=1)
     gradient = jax.grad(lambda p: loss(model, p))(params).layers[0]
     moved = first.params.layers[0].b_h - params.layers[0].b_h
     np.testing.assert_allclose(moved, -1e-3 * gradient.b_h, rtol=0, atol=1e-6)
@@ -140,7 +161,7 @@ def test_12_each_parameter_goes_down_its_own_gradient(model, params):
 
 
 def test_13_each_sample_keeps_its_own_error(model, params):
-    """Errors that cancel over the batch still teach."""
+    """Errors that sum to zero over the batch still have a gradient."""
     ys = model.apply(params, XS)
     signs = jnp.array([1.0, -1.0, 0.0])[None, :, None]
     gradient = jax.grad(lambda p: loss(model, p, targets=ys + jnp.broadcast_to(signs, ys.shape)))(params)
@@ -148,7 +169,7 @@ def test_13_each_sample_keeps_its_own_error(model, params):
 
 
 def test_14_training_runs_and_its_loss_falls():
-    """The notebook's own test; test_experiments.py runs it as a user does."""
+    """The notebook's own problem; test_experiments.py runs it from the command line."""
     ones = np.ones((3, 10, 1), np.float32)
     model = mgu.Model(1, (5,), 1, initializer="notebook")
     recipe = mgu.Recipe(model, losses.squared_error, "sgd", batch_size=3)
