@@ -1,28 +1,27 @@
-"""Checkpoints of a run: a file STEP.npz for each, written in the background, whole or not at all.
+"""Checkpoints of a run: one file STEP.npz each (archive.py), written in the background, whole or not at all.
 
     with Checkpoints("runs/x/checkpoints", keep=2) as checkpoints:
         state = checkpoints.restore(like)  # None if there is no checkpoint yet
         checkpoints.save(step, state, metric=loss, config={"hidden_size": 64})
 
-A file gets its name when all of it is on the disk (archive.py). So a process that is killed at any moment leaves whole
-checkpoints, and at most one unfinished file, which the next save removes.
+A file gets its name when all of it is on the disk. So a process that is killed at any moment leaves whole checkpoints,
+and at most one unfinished file, which the next save removes.
 
-Several processes: each makes a ``Checkpoints`` of the same folder, which all of them see, and calls ``save``,
-``restore``, ``config``, ``wait`` and ``close`` at the same places. Process 0 writes. All meet before a save, so that
-none looks at the folder while process 0 changes it, and before and after a read, so that no file is removed while
-another process reads it. They meet, and gather arrays, in the main thread only: collectives of the background thread
-would mix with those of the training.
+Several processes: each makes a ``Checkpoints`` of one folder, which all of them see, and calls ``save``, ``restore``,
+``config``, ``wait`` and ``close`` at the same places. Process 0 writes. All meet before a save, since they look at the
+folder first and process 0 changes it then; and before and after a read, since process 0 must have finished a file
+before another process reads it, and may remove it only after. They meet, and gather arrays, in the main thread alone:
+collectives of another thread could run in a different order in each process.
 """
 
 import atexit
 import json
 import re
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +30,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from mgu_jax import archive, checks
+from mgu_jax.training.devices import together
 
 _KIND = "checkpoint"
 _NAME = re.compile(rf"(0|[1-9]\d*)\.npz({re.escape(archive.UNFINISHED)})?")
 _PARTS = {"best": "validation", "opt_state": "optimiser"}  # fields of a state that do not depend on the model alone
-
-Result = TypeVar("Result")
 
 
 class Damaged(RuntimeError):
@@ -54,28 +52,12 @@ class Damaged(RuntimeError):
         self.step, self.what, self.whole = step, what, whole
 
 
-def _together(work: Callable[[], Result]) -> Result:
-    """``work()``, and a meeting of all processes. If it fails in one, all raise, so that none waits for ever."""
-    if jax.process_count() == 1:
-        return work()
-    try:
-        result, error = work(), None
-    except Exception as raised:
-        result, error = None, raised
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
-    if error is not None:
-        raise error
-    if failed.size:
-        raise OSError(f"checkpoints must work in all processes; process {failed[0]} raised an error.")
-    return result  # pyright: ignore (there was no error)
-
-
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _copied(leaf: Any) -> Any:
-    """A copy that the caller cannot donate or overwrite. The copy of a JAX array stays on its devices, unawaited."""
+    """A copy that the caller cannot donate or overwrite. A JAX array is copied on its devices, without waiting."""
     if not isinstance(leaf, jax.Array):
         return np.array(leaf)
     leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
@@ -87,7 +69,7 @@ def _copied(leaf: Any) -> Any:
 
 
 def _restored(like: Any, value: np.ndarray, impl: str | None) -> Any:
-    """An array of the file as a leaf like ``like``. ``impl`` is that of PRNG keys."""
+    """A leaf of the kind, and with the sharding, of ``like``. ``impl`` is the implementation of PRNG keys."""
     if isinstance(like, bool | int | float | complex):
         return type(like)(value.item())
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
@@ -100,7 +82,7 @@ def _restored(like: Any, value: np.ndarray, impl: str | None) -> Any:
 
 
 def _difference(saved: dict[str, str], like: dict[str, str]) -> str | None:
-    """How a state that was saved differs from the one to restore, by the dtypes and shapes of the leaves."""
+    """The first leaf in which two states differ, and the part that it belongs to; ``None`` if all agree."""
     for path in saved | like:
         there, here = saved.get(path, "not there"), like.get(path, "not there")
         if there != here:
@@ -133,10 +115,11 @@ class Checkpoints:
         except OSError as error:
             raise OSError(f"folder must be one that can be written; got {folder} ({error.strerror}).") from error
         self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._thread.submit(int).result()  # starts it: an interrupt in the middle of that would lose the thread
         self._saving: Future[None] | None = None
         self._reached: int | None = None  # the step last saved or restored here
         self._closed = False
-        # Where nobody closes, Python finishes the last save before it ends. All that would be lost is its error.
+        # Python finishes the last save before it ends, even if nobody closes. Only its error would be lost.
         atexit.register(self._finish)
 
     def __enter__(self) -> "Checkpoints":
@@ -147,7 +130,7 @@ class Checkpoints:
             self.close()
             return
         try:
-            self._end()  # alone: the error may be that of one process
+            self._end()  # without a meeting, since the other processes may not have this error
         except OSError as unsaved:
             error.add_note(str(unsaved))
 
@@ -156,18 +139,23 @@ class Checkpoints:
         return self.folder / f"{step}.npz"
 
     def _found(self) -> dict[int, bool]:
-        """The steps that files are named by; whether the file is a checkpoint, though perhaps a damaged one."""
+        """Step -> whether its file is a checkpoint, perhaps a damaged one; in ascending order."""
         found = {}
         for path in self.folder.iterdir():
             name = _NAME.fullmatch(path.name)
-            if name and not name[2]:
-                with suppress(FileNotFoundError):  # process 0 has removed it meanwhile
-                    found[int(name[1])] = path.is_file() and archive.is_marked(path, _KIND)
+            if not name or name[2]:
+                continue
+            try:
+                found[int(name[1])] = archive.is_marked(path, _KIND)
+            except FileNotFoundError:  # process 0 has removed it meanwhile
+                pass
+            except OSError:  # a folder, or a file that cannot be read
+                found[int(name[1])] = False
         return dict(sorted(found.items()))
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, rising. Call ``wait`` first to include one that is being saved."""
+        """The steps of all checkpoints, in ascending order. Call ``wait`` first to include one that is being saved."""
         return [step for step, ours in self._found().items() if ours]
 
     @property
@@ -175,16 +163,16 @@ class Checkpoints:
         """The step with the best metric, the first of equals; ``None`` if no checkpoint has a metric."""
         metrics = {}
         for step in self.steps:
-            with suppress(archive.Unreadable, FileNotFoundError):  # restore reports damage
+            with suppress(archive.Unreadable, OSError):  # restore reports damage
                 metrics[step] = archive.read_header(self.path(step), _KIND)["metric"]
         numbers = {step: metric for step, metric in metrics.items() if metric is not None}
         return (min if self.better == "lower" else max)(numbers, key=numbers.__getitem__, default=None)
 
     def save(self, step: int, state: Any, *, metric: Any = None, config: Any = None) -> None:
-        """Save a state in the background as the checkpoint of a step. An earlier save is awaited first.
+        """Save a state as the checkpoint of a step, in the background. Waits for an earlier save first.
 
         Args:
-            step: above all that are there, or above the one that was restored; then later checkpoints are removed.
+            step: above the steps of all checkpoints; or above the one restored, and then later ones are removed.
             state: a pytree of numbers and of NumPy and JAX arrays, also sharded ones and PRNG keys. It is copied, so
                 the caller may donate or overwrite it at once.
             metric: a number for ``better``, or ``None`` or nan if there is no metric.
@@ -212,25 +200,22 @@ class Checkpoints:
             "metric": float(metric) if metric is not None and metric == metric else None,
             "config": config,
         }
-
-        def begin() -> None:
-            self._finish()
-            self._check_free(step)
-
-        _together(begin)
+        together(lambda: self._prepare(step))
         copies = dict(zip((f"state{path}" for path in specs), map(_copied, leaves), strict=True))
         if jax.process_index() == 0:
             self._saving = self._thread.submit(self._write, int(step), copies, header)
         self._reached = int(step)
 
-    def _check_free(self, step: int) -> None:
+    def _prepare(self, step: int) -> None:
+        """Finish the last save. Raise ValueError for a step that is too low, and for a file in the way."""
+        self._finish()
         found = self._found()
         last = max((other for other, ours in found.items() if ours), default=-1)
         if step <= last and (self._reached is None or step <= self._reached):
             raise ValueError(f"step must be above {last}, the last in {self.folder}; got {step}.")
         if in_the_way := [other for other, ours in found.items() if other >= step and not ours]:
             what = f"{self.path(in_the_way[0])} is damaged, or not a checkpoint that mgu_jax wrote"
-            raise ValueError(f"step must be above what is not a checkpoint of ours; {what}.")
+            raise ValueError(f"step must be above all files that are not checkpoints; {what}.")
 
     def _write(self, step: int, state: dict[str, Any], header: dict[str, Any]) -> None:
         try:
@@ -245,9 +230,8 @@ class Checkpoints:
             for old in set(self.steps[: -self.keep]) - {self.best}:
                 self.path(old).unlink(missing_ok=True)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            if isinstance(error, OSError) and error.strerror:
-                reason = error.strerror
+            first_line = str(error).partition("\n")[0]
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {first_line}"
             what = f"the checkpoint of step {step} could not be saved in {self.folder} ({reason})"
             raise OSError(f"{what}; those before it are whole.") from error
 
@@ -261,7 +245,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when the last save is on the disk. Raises OSError if it failed."""
-        _together(self._finish)
+        together(self._finish)
 
     def _end(self) -> None:
         self._closed = True
@@ -271,7 +255,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the last save and end the thread; nothing can be saved after. Raises OSError if the save failed."""
-        _together(self._end)
+        together(self._end)
 
     def _load(self, step: int, like: dict[str, str] | None) -> tuple[archive.Arrays, dict[str, Any]]:
         """(arrays, header) of a checkpoint. The arrays are read last. Raises OSError or Unreadable."""
@@ -308,7 +292,7 @@ class Checkpoints:
     def config(self, step: int | None = None) -> Any | None:
         """The configuration that was saved with a step. The step is chosen and verified as by ``restore``."""
         self.wait()
-        chosen = _together(lambda: self._chosen(step, None))
+        chosen = together(lambda: self._chosen(step, None))
         return None if chosen is None else chosen[1]["config"]
 
     def restore(self, like: Any, step: int | None = None) -> Any | None:
@@ -325,7 +309,7 @@ class Checkpoints:
         """
         specs = checks.leaf_specs("like", like)
         self.wait()
-        chosen = _together(lambda: self._chosen(step, specs))
+        chosen = together(lambda: self._chosen(step, specs))
         if chosen is None:
             return None
         arrays, header = chosen

@@ -6,7 +6,7 @@ all their devices take part; what is not split is whole on each of them.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mgu_jax import checks
 
 AXIS = "split"
+Result = TypeVar("Result")
 
 
 def mesh_of(devices: Any, what: str, count: int) -> Mesh | None:
@@ -97,6 +98,26 @@ def one_copy(tree: Any) -> Any:
 def agreed(values: list[float]) -> list[float]:
     """What the first process has, for all: those of the others may differ in the last bit, and part with it there."""
     return values if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(np.array(values)).tolist()
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """``work()``, after which all processes meet. If it fails in one of them, all raise, so that none waits for ever.
+
+    Raises:
+        OSError: it failed in another process alone.
+    """
+    if jax.process_count() == 1:
+        return work()
+    try:
+        result, error = work(), None
+    except Exception as raised:
+        result, error = None, raised
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+    if error is not None:
+        raise error
+    if failed.size:
+        raise OSError(f"all processes must succeed; process {failed[0]} raised an error.")
+    return result  # pyright: ignore (there was no error)
 
 
 def to_host(tree: Any) -> Any:

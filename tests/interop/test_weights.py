@@ -1,6 +1,5 @@
 """Weights of Flax, PyTorch and the notebook: round trips are exact, and a different function is rejected."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

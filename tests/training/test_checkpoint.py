@@ -175,7 +175,11 @@ def test_what_is_not_ours_is_refused_and_stays(tmp_path):
             what = f"step {step} in {tmp_path} is damaged, or not a checkpoint that mgu_jax wrote"
             rejects(lambda step=step: checkpoints.restore(tree(0), step), what, "no other", kind=Damaged)
         for step, name in ((1, "7.npz"), (7, "7.npz"), (8, "90.npz"), (100, "100.npz"), (2019, "2019.npz")):
-            rejects(lambda step=step: checkpoints.save(step, tree(step)), "step must be above", tmp_path / name)
+            rejects(
+                lambda step=step: checkpoints.save(step, tree(step)),
+                "step must be above all files that are not checkpoints",
+                tmp_path / name,
+            )
         assert contents(tmp_path) == before
         checkpoints.save(2020, tree(2020))
         assert same(checkpoints.restore(tree(0)), tree(2020))
@@ -550,7 +554,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path):
         rejects(lambda: checkpoints.save(2, tree(1), metric="0"), "metric", "a number", "'0'")
         rejects(lambda: checkpoints.save(2, tree(1), config={1}), "config", "JSON", "a set")
         rejects(lambda: checkpoints.save(2, {"a": "text"}), "state['a']", "numbers", "'text'")
-        rejects(lambda: checkpoints.restore({"a": jnp.ones((0, 3))}), "like['a']", "elements", "float32 [0, 3]")
+        rejects(lambda: checkpoints.restore({"a": jnp.ones((0, 3))}), "like['a']", "numbers", "float32 [0, 3]")
         rejects(lambda: checkpoints.restore(tree(1), 3), "step", f"one of [1], those in {tmp_path}", "3")
         rejects(lambda: Checkpoints(tmp_path, keep=0), "keep", "whole number of at least 1", "0")
         rejects(lambda: Checkpoints(tmp_path, better="min"), "better", "'lower', 'higher'", "'min'")
