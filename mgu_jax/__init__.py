@@ -1,7 +1,6 @@
 """Minimal Gated Units in JAX, with gradients that are proven. ``mgu_jax.scan`` is the place to start."""
 
 from mgu_jax.gradients import Comparison, GradientReport, check_gradients
-from mgu_jax.layer.cell import Residuals, step, step_backward, step_forward
 from mgu_jax.layer.family import (
     DIAGONAL_MGU,
     FLAX_MGU,
@@ -16,6 +15,7 @@ from mgu_jax.layer.family import (
 )
 from mgu_jax.layer.initial import chrono, init
 from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
+from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
 from mgu_jax.model import Model, ModelParams, State, detach
 from mgu_jax.sequence import scan
 from mgu_jax.training.data import Data, Stream

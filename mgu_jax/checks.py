@@ -1,7 +1,7 @@
-"""What the public functions ask of their arguments. One sentence an error: the argument, the rule, what came.
+"""Checks of the arguments of public functions. An error is one sentence: the argument, the rule, what came.
 
-Under ``jit`` only static shapes and dtypes are looked at, so the checks cost nothing there. Wrong types and dtypes
-raise ``TypeError``, wrong shapes and values ``ValueError``.
+Wrong types and dtypes raise ``TypeError``, wrong shapes and values ``ValueError``. Traced arrays are checked for their
+shapes and dtypes alone, so the checks cost nothing under ``jit``.
 """
 
 import os
@@ -15,12 +15,12 @@ import numpy as np
 
 
 def describe(value: Any) -> str:
-    """What came, in the words of an error."""
+    """The text that an error shows for a value: a number or a name itself, an array's dtype and shape, or a type."""
     if isinstance(value, str):
         return repr(str(value))
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         if value.shape == () and is_concrete(value) and not _is_key(value):
-            return str(value)  # one number is best told by itself
+            return str(value)
         return f"{jnp.dtype(value.dtype) if not _is_key(value) else value.dtype} {list(value.shape)}"
     if isinstance(value, int | float | None):
         return repr(value)
@@ -32,42 +32,42 @@ def _is_key(value: Any) -> bool:
 
 
 def dtype_of(value: Any) -> Any:
-    """The dtype that JAX will compute with: a NumPy float64 array is float32 unless x64 is enabled."""
+    """The dtype in which JAX computes with an array: float32 for NumPy's float64, unless x64 is enabled."""
     return jax.dtypes.canonicalize_dtype(value.dtype)
 
 
 def check_size(name: str, value: Any, least: int = 1) -> None:
-    """``value`` counts something, so it is a whole number, of at least 1."""
+    """Raise ValueError unless value is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {describe(value)}.")
 
 
 def check_path(name: str, value: Any) -> Path:
-    """``value`` names a file or a folder."""
+    """The path of a file or folder that value names; TypeError if it is not a text or a path."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a text or a path; got {describe(value)}.")
     return Path(value)
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether the value can be looked at: not traced."""
+    """Whether the numbers of a value are known: it is not traced."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def check_rate(name: str, value: Any) -> None:
-    """``value`` is the probability of dropping something; a traced one is taken as it is."""
+    """Raise ValueError unless value is a probability in [0, 1). A traced number passes."""
     if not is_number(value) or (is_concrete(value) and not 0 <= float(value) < 1):
         raise ValueError(f"{name} must be a number in [0, 1); got {describe(value)}.")
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """``value`` is one of the names."""
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ValueError unless value is one of the choices."""
     if not isinstance(value, str | bool | np.bool_ | None) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {describe(value)}.")
 
 
 def check_key(name: str, key: Any) -> None:
-    """``key`` is one PRNG key, of the new kind (a key dtype) or of the old (a row of uint32)."""
+    """Raise TypeError unless key is one PRNG key, of the new kind (a key dtype) or the old (a row of uint32)."""
     if isinstance(key, jax.Array | np.ndarray):
         old = (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)  # pyright: ignore (set at run time)
         if (_is_key(key) and key.ndim == 0) or (key.dtype == jnp.uint32 and key.shape == old):
@@ -76,20 +76,20 @@ def check_key(name: str, key: Any) -> None:
 
 
 def check_keys(name: str, keys: Any) -> None:
-    """``keys`` is a row of PRNG keys of the new kind."""
+    """Raise TypeError unless keys is a row of PRNG keys of the new kind."""
     if not isinstance(keys, jax.Array) or not _is_key(keys) or keys.ndim != 1 or not len(keys):
         raise TypeError(f"{name} must be PRNG keys [S], as jax.random.split makes them; got {describe(keys)}.")
 
 
 def check_floating(name: str, dtype: Any) -> None:
-    """``dtype`` is one that parameters may have."""
+    """Raise TypeError unless dtype is one that parameters may have."""
     known = dtype_name(name, dtype)
     if known not in ("float32", "float64", "bfloat16", "float16"):
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16; got {known}.")
 
 
 def is_number(value: Any) -> bool:
-    """A real number, of Python, NumPy or JAX; it may be traced."""
+    """Whether value is one real number, of Python, NumPy or JAX; it may be traced."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return value.shape == () and _is_real(value.dtype)
     return isinstance(value, int | float)
@@ -100,25 +100,25 @@ def _is_real(dtype: Any) -> bool:
 
 
 def check_numbers(name: str, value: Any, size: int) -> None:
-    """One real number, or a row of so many; it may be traced."""
+    """Raise ValueError unless value is one real number or a row of ``size`` of them; it may be traced."""
     row = isinstance(value, jax.Array | np.ndarray) and value.shape == (size,) and _is_real(value.dtype)
     if not is_number(value) and not row:
         raise ValueError(f"{name} must be a number or [{size}]; got {describe(value)}.")
 
 
 def check_number(name: str, value: Any) -> None:
-    """One real number; it may be traced."""
+    """Raise TypeError unless value is one real number; it may be traced."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number; got {describe(value)}.")
 
 
 def is_numeric(value: Any) -> bool:
-    """Numbers, one or many, that can be looked at."""
+    """Whether value is one or more numbers that are known."""
     return is_concrete(value) and jnp.issubdtype(np.asarray(value).dtype, np.number)
 
 
 def check_array(name: str, value: Any, dtype: Any, why: str) -> None:
-    """``value`` is an array of the floating dtype that the parameters have."""
+    """Raise TypeError unless value is an array of this dtype; ``why`` says where the rule comes from."""
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(f"{name} must be an array; got {describe(value)}.")
     if _is_key(value) or dtype_of(value) != dtype:
@@ -126,13 +126,13 @@ def check_array(name: str, value: Any, dtype: Any, why: str) -> None:
 
 
 def check_shape(name: str, value: Any, shape: tuple[int, ...], why: str) -> None:
-    """``value`` has exactly this shape."""
+    """Raise ValueError unless value has exactly this shape; ``why`` says where the rule comes from."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)} ({why}); got {list(value.shape)}.")
 
 
 def dtype_name(name: str, value: Any) -> str | None:
-    """The name of a floating dtype, or ``None``."""
+    """The name of a dtype, or ``None`` for ``None``; TypeError if value is not a dtype."""
     try:
         return None if value is None else jnp.dtype(value).name
     except TypeError:
@@ -140,7 +140,7 @@ def dtype_name(name: str, value: Any) -> str | None:
 
 
 def check_below(name: str, numbers: Any, limit: int, of: str, lengths: Any = None, time_axis: int = 0) -> None:
-    """Whole numbers in [0, limit), where they can be looked at; past the lengths of its sequences there may be any."""
+    """Raise ValueError unless numbers lie in [0, limit). Traced ones, and those after a sequence's end, pass."""
     if not (is_concrete(numbers) and is_concrete(lengths)) or not numbers.size:
         return
     numbers = np.asarray(numbers)

@@ -1,4 +1,4 @@
-"""Packages beyond the core dependencies, imported when they are first needed."""
+"""Optional packages, imported when they are first needed."""
 
 import importlib
 import importlib.util
@@ -10,10 +10,10 @@ def _missing(module: str, extra: str) -> ImportError:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a module that belongs to an extra.
+    """The imported module, which belongs to an extra.
 
     Raises:
-        ImportError: it is not installed; the sentence names the extra that brings it.
+        ImportError: it is not installed; the sentence names the extra that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -22,11 +22,11 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def look_for(modules: tuple[str, ...], extra: str) -> None:
-    """Raise as ``require`` does, without importing, so that a run learns before it begins what it would lack later."""
+    """Raise ImportError as ``require`` does, without importing: a long run fails at its start, not at its end."""
     for module in modules:
         try:
             found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # the package that should hold it
+        except ModuleNotFoundError:  # the package that should contain it is missing
             found = None
         if found is None:
             raise _missing(module, extra)

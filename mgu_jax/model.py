@@ -19,7 +19,7 @@ from jax import Array, export
 from mgu_jax import checks
 from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.initial import INITIALIZERS, init
-from mgu_jax.layer.noise import drop, is_off
+from mgu_jax.layer.noise import dropout_mask, is_off
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_state
 from mgu_jax.layer.products import Products, like
 from mgu_jax.sequence import Execution, run
@@ -294,7 +294,7 @@ class Model:
             if key is not None and not is_off(rates["dropout"]):
                 # The end of a sequence has a mask of its own; the readout says whether it or the steps are used.
                 shape = (len(new) + 1, *new.shape[1:])
-                mask = drop(jax.random.fold_in(key, 3 * i + 2), rates["dropout"], shape, new.dtype)
+                mask = dropout_mask(jax.random.fold_in(key, 3 * i + 2), rates["dropout"], shape, new.dtype)
                 new, new_end = new * mask[:-1], new_end * mask[-1]
             hs, end = new, new_end
         ys = self._read_out(params, hs, end, lengths)

@@ -1,6 +1,6 @@
 """What has to hold for every implementation, every cell and every option: the cases, and the laws as functions.
 
-``test_laws.py`` runs them all. Someone who adds a cell or an implementation adds its name here, and nothing else.
+``test_laws.py`` runs them all. A new cell or implementation only needs its name here.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ NAMED = {
     "DIAGONAL_MGU": mgu.DIAGONAL_MGU,
     "MIN_GRU": mgu.MIN_GRU,
 }
-# Members that a user might write: every value of every attribute occurs, most of them together with most others.
+# Members that a user might write. Every value of every attribute occurs, and most pairs of values.
 OTHERS = {
     "relu": mgu.Cell(activation="relu"),
-    "keep": mgu.Cell(update="1-f"),
+    "flax update": mgu.Cell(update="1-f"),
     "diagonal after": mgu.Cell(recurrence="diagonal", reset="after", gate="xh", activation="relu"),
-    "diagonal keep": mgu.Cell(recurrence="diagonal", reset="none", gate="hb", update="1-f"),
+    "diagonal flax update": mgu.Cell(recurrence="diagonal", reset="none", gate="hb", update="1-f"),
     "blind gate": mgu.Cell(gate="x", reset="after"),
     "blind candidate": mgu.Cell(gate="xhb", candidate="xb", reset="none", update="1-f"),
     "linear tanh": mgu.Cell(gate="b", candidate="xb", reset="none", activation="tanh", recurrence="diagonal"),
@@ -44,7 +44,7 @@ OTHERS = {
 }
 CELLS = NAMED | OTHERS
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
-# (implementation, name of a cell) for all that can serve each other
+# (implementation, name of a cell), for all cells that the implementation can serve
 PAIRS = [(i, name) for name, cell in CELLS.items() for i in IMPLEMENTATIONS if i != "parallel" or cell.linear]
 OTHER_PAIRS = [pair for pair in PAIRS if pair[1] in OTHERS]
 
@@ -64,7 +64,7 @@ OPTIONS = {
 
 
 class Case(NamedTuple):
-    """One problem: arguments of ``scan`` and random cotangents of its outputs, NumPy float64."""
+    """The arguments of ``scan`` and random cotangents of its outputs, in NumPy float64."""
 
     params: mgu.Params
     xs: np.ndarray
@@ -74,7 +74,7 @@ class Case(NamedTuple):
 
 
 def case(cell, T=7, batch=(3,), D=4, H=5, seed=0):
-    """Every weight and bias is random, so that no term can hide behind a zero."""
+    """A random ``Case``. Every weight and bias is random, so that no term can hide behind a zero."""
     rng = np.random.default_rng(seed)
     shapes = cell.shapes(D, H)
     params = mgu.Params(*(None if s is None else rng.normal(0, 1.0 if len(s) == 1 else H**-0.5, s) for s in shapes))
@@ -87,7 +87,7 @@ def cast(tree, dtype):
 
 
 def gradients(case, dtype, cell, transform=lambda f: f, reset_to=None, **options):
-    """(outputs, gradients by name) of ``scan``; ``transform`` may be jax.jit."""
+    """(outputs, gradients) of ``scan``, each name -> array; ``transform`` may be jax.jit."""
 
     def run(params, xs, h0, reset_to):
         return mgu.scan(params, xs, h0, cell=cell, reset_to=reset_to, **options)
@@ -107,9 +107,9 @@ def named(dparams, dxs, dh0, dreset_to=None):
 
 
 def expected(case, cell, *, key=None, dropconnect=0.0, save=None, segment=None, **options):
-    """The same by the oracle, whatever the number of batch axes; noise is drawn as scan draws it.
+    """(outputs, gradients) of the oracle, for any number of batch axes and the noise that ``scan`` draws.
 
-    ``save`` and ``segment`` change nothing here, which is their law.
+    ``save`` and ``segment`` are ignored: by law, they change no result.
     """
     T, *batch, D = case.xs.shape
     H, B = case.h0.shape[-1], int(np.prod(batch))
@@ -118,13 +118,13 @@ def expected(case, cell, *, key=None, dropconnect=0.0, save=None, segment=None, 
     with jax.enable_x64(True):
         ones = jax.tree.map(jnp.ones_like, cast(case.params, "float64"))
         weights = jax.tree.map(np.asarray, noise.mask_weights(key, dropconnect, ones))
-        k, m = (None if a is None else np.asarray(a) for a in noise.sample(key, rates, (T, B, H), "float64"))
+        alpha, mask = (None if a is None else np.asarray(a) for a in noise.sample(key, rates, (T, B, H), "float64"))
     params = jax.tree.map(np.multiply, case.params, weights)
     if (reset_to := options.get("reset_to")) is not None:
         options["reset_to"] = reset_to.reshape(B, H)
-    k = None if k is None else np.broadcast_to(k, (T, B, H))
+    alpha = None if alpha is None else np.broadcast_to(alpha, (T, B, H))
 
-    hs, h_last, kept = oracle.forward(cell, params, xs, h0, k=k, m=m, **options)
+    hs, h_last, kept = oracle.forward(cell, params, xs, h0, alpha=alpha, mask=mask, **options)
     dhs, dh_last = case.dhs.reshape(T, B, H), case.dh_last.reshape(B, H)
     grads = oracle.backward(cell, params, xs, h0, kept, dhs, dh_last, **options)
     for name, value in weights._asdict().items():
@@ -137,7 +137,7 @@ def expected(case, cell, *, key=None, dropconnect=0.0, save=None, segment=None, 
 
 
 def assert_close(actual, wanted, tolerance):
-    """By name, relative error of the whole array. An empty array or one of zeros must be so exactly."""
+    """The relative error of each whole array is within the tolerance. Where zeros are wanted, all must be zero."""
     assert actual.keys() == wanted.keys()
     for name, array in actual.items():
         assert array.shape == np.shape(wanted[name]), name
@@ -146,8 +146,8 @@ def assert_close(actual, wanted, tolerance):
 
 
 def equals_oracle(case, dtype, cell, implementation, tolerance=None, transform=lambda f: f, **options):
-    """Values and gradients are the oracle's."""
-    # Layer normalisation over a few features loses digits, by cancellation, whoever differentiates it.
+    """Values and gradients equal the oracle's."""
+    # Layer normalisation over a few features loses digits by cancellation, in every implementation.
     tolerance = tolerance or TOLERANCE[dtype] * (50 if cell.layer_norm else 1)
     got = gradients(case, dtype, cell, transform, implementation=implementation, **options)
     wanted = expected(case, cell, **options)
@@ -157,5 +157,5 @@ def equals_oracle(case, dtype, cell, implementation, tolerance=None, transform=l
 
 
 def rounded(cell, dtype="bfloat16"):
-    """What of a cell's tolerance remains under a compute dtype of few bits."""
+    """The relative error that is allowed with a compute dtype of few bits."""
     return {"bfloat16": 5e-2, "float16": 5e-3}[dtype] * (4 if dataclasses.asdict(cell)["layer_norm"] else 1)

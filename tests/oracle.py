@@ -1,8 +1,8 @@
 """The cell and its backpropagation in NumPy float64, one sample and one step at a time. Imports nothing of mgu_jax.
 
-Written from the equations of the papers, term by term, with vectors and matrices only; nothing is batched, hoisted or
-fused, so that it shares no idea with the code that it judges. ``spec`` is any object with the attributes of a cell
-(gate, reset, update, candidate, recurrence, activation, layer_norm) and ``p`` any with the fields in NAMES.
+It follows the equations of the papers term by term, with vectors and matrices only. Nothing is batched, moved out of a
+loop or fused, so it shares no idea with the code that it judges. ``spec`` is any object with the attributes of a cell
+(gate, reset, update, candidate, recurrence, activation, layer_norm), and ``p`` any object with the fields in NAMES.
 """
 
 from types import SimpleNamespace
@@ -13,35 +13,36 @@ NAMES = ("W_f", "U_f", "b_f", "W_h", "U_h", "b_h", "b_r", "g_f", "g_h")
 
 
 def sigmoid(z):
-    """Without overflow for large |z|."""
+    """The logistic function, without overflow for large |z|."""
     return 0.5 * (1 + np.tanh(0.5 * z))
 
 
 def matrix(U):
-    """A diagonal recurrence is the dense one with a diagonal matrix."""
+    """U as a matrix; a diagonal recurrence is a dense one with a diagonal matrix."""
     return np.diag(U) if U.ndim == 1 else U
 
 
 def normalised(s):
-    """(s - mean)/std, and the matrix of its derivatives."""
+    """n = (s - mean)/std, and the matrix of its derivatives."""
     H = len(s)
     std = np.sqrt(np.mean((s - s.mean()) ** 2) + 1e-6)
     n = (s - s.mean()) / std
     return n, (np.eye(H) - np.ones((H, H)) / H - np.outer(n, n) / H) / std
 
 
-def one_step(spec, p, h, x, k=None, m=None):
-    """Vectors h [H], x [D] -> h' and everything that was computed on the way.
+def one_step(spec, p, h, x, alpha=None, mask=None):
+    """h' [H], and everything that was computed on the way, for vectors h [H] and x [D].
 
-    k [H] is how much of the update happens, m [H] masks what the products see of the state.
+    alpha [H] is how much of the update takes place, and mask [H] multiplies the state as the products see it.
     """
-    k, m = np.ones_like(h) if k is None else k, np.ones_like(h) if m is None else m
-    v = m * h
+    alpha = np.ones_like(h) if alpha is None else alpha
+    mask = np.ones_like(h) if mask is None else mask
+    seen = mask * h
     z_f, n_f, n_h, jacobian_f, jacobian_h = np.zeros_like(h), None, None, np.eye(len(h)), np.eye(len(h))
     if "x" in spec.gate:
         z_f = z_f + p.W_f.T @ x
     if "h" in spec.gate:
-        z_f = z_f + matrix(p.U_f).T @ v
+        z_f = z_f + matrix(p.U_f).T @ seen
     if spec.layer_norm and spec.gate != "b":
         n_f, jacobian_f = normalised(z_f)
         z_f = p.g_f * n_f
@@ -51,31 +52,31 @@ def one_step(spec, p, h, x, k=None, m=None):
     z_h = p.W_h.T @ x
     if "h" in spec.candidate:
         if spec.reset == "before":
-            z_h = z_h + matrix(p.U_h).T @ (f * v)
+            z_h = z_h + matrix(p.U_h).T @ (f * seen)
         elif spec.reset == "after":
-            z_h = z_h + f * (matrix(p.U_h).T @ v + p.b_r)
+            z_h = z_h + f * (matrix(p.U_h).T @ seen + p.b_r)
         else:
-            z_h = z_h + matrix(p.U_h).T @ v
+            z_h = z_h + matrix(p.U_h).T @ seen
     if spec.layer_norm:
         n_h, jacobian_h = normalised(z_h)
         z_h = p.g_h * n_h
     z_h = z_h + p.b_h
     c = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0), "identity": lambda z: z}[spec.activation](z_h)
     new = (1 - f) * h + f * c if spec.update == "f" else f * h + (1 - f) * c
-    kept = SimpleNamespace(h=h, v=v, x=x, f=f, c=c, k=k, m=m, n_f=n_f, n_h=n_h)
+    kept = SimpleNamespace(h=h, seen=seen, x=x, f=f, c=c, alpha=alpha, mask=mask, n_f=n_f, n_h=n_h)
     kept.jacobian_f, kept.jacobian_h = jacobian_f, jacobian_h
-    return k * new + (1 - k) * h, kept
+    return alpha * new + (1 - alpha) * h, kept
 
 
-def one_step_backward(spec, p, kept, g, grads):
-    """The cotangent g [H] of h' -> (dh, dx); the parameters' gradients are added to ``grads`` (name -> array)."""
-    h, v, x, f, c = kept.h, kept.v, kept.x, kept.f, kept.c
-    dh, dv, dx = g * (1 - kept.k), np.zeros_like(h), np.zeros_like(x)
-    g = g * kept.k
+def one_step_backward(spec, p, kept, dh_next, grads):
+    """(dh, dx) for dh_next [H], the cotangent of h'; adds the parameters' gradients to ``grads`` (name -> array)."""
+    h, seen, x, f, c = kept.h, kept.seen, kept.x, kept.f, kept.c
+    dh, dseen, dx = dh_next * (1 - kept.alpha), np.zeros_like(h), np.zeros_like(x)
+    dnew = dh_next * kept.alpha
     if spec.update == "f":
-        dc, df, dh = g * f, g * (c - h), dh + g * (1 - f)
+        dc, df, dh = dnew * f, dnew * (c - h), dh + dnew * (1 - f)
     else:
-        dc, df, dh = g * (1 - f), g * (h - c), dh + g * f
+        dc, df, dh = dnew * (1 - f), dnew * (h - c), dh + dnew * f
     slope = {"tanh": 1 - c**2, "relu": (c > 0) * 1.0, "identity": np.ones_like(c)}[spec.activation]
     dz_h = dc * slope
     grads["b_h"] += dz_h
@@ -88,16 +89,16 @@ def one_step_backward(spec, p, kept, g, grads):
         U = matrix(p.U_h)
         if spec.reset == "before":
             dr = U @ dz_h
-            df, dv = df + dr * v, dv + dr * f
-            add_recurrent(grads, "U_h", np.outer(f * v, dz_h))
+            df, dseen = df + dr * seen, dseen + dr * f
+            add_recurrent(grads, "U_h", np.outer(f * seen, dz_h))
         elif spec.reset == "after":
-            df = df + dz_h * (U.T @ v + p.b_r)
-            dv = dv + U @ (f * dz_h)
-            add_recurrent(grads, "U_h", np.outer(v, f * dz_h))
+            df = df + dz_h * (U.T @ seen + p.b_r)
+            dseen = dseen + U @ (f * dz_h)
+            add_recurrent(grads, "U_h", np.outer(seen, f * dz_h))
             grads["b_r"] += f * dz_h
         else:
-            dv = dv + U @ dz_h
-            add_recurrent(grads, "U_h", np.outer(v, dz_h))
+            dseen = dseen + U @ dz_h
+            add_recurrent(grads, "U_h", np.outer(seen, dz_h))
     dz_f = df * f * (1 - f)
     if "b" in spec.gate:
         grads["b_f"] += dz_f
@@ -108,38 +109,39 @@ def one_step_backward(spec, p, kept, g, grads):
         dx = dx + p.W_f @ dz_f
         grads["W_f"] += np.outer(x, dz_f)
     if "h" in spec.gate:
-        dv = dv + matrix(p.U_f) @ dz_f
-        add_recurrent(grads, "U_f", np.outer(v, dz_f))
-    return dh + kept.m * dv, dx
+        dseen = dseen + matrix(p.U_f) @ dz_f
+        add_recurrent(grads, "U_f", np.outer(seen, dz_f))
+    return dh + kept.mask * dseen, dx
 
 
 def add_recurrent(grads, name, full):
+    """Add the gradient of a recurrent weight, of which a diagonal recurrence has the diagonal alone."""
     grads[name] += np.diag(full) if grads[name].ndim == 1 else full
 
 
 def order(T, length, reverse):
-    """The time steps in the order in which a sequence of this length runs."""
+    """The time steps of a sequence of this length, in the order in which they run."""
     steps = range(T if length is None else length)
     return list(reversed(steps)) if reverse else list(steps)
 
 
-def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None, reset_to=None, k=None, m=None):
-    """xs [T, B, D], h0 [B, H], k [T, B, H], m [B, H] -> hs [T, B, H], h_last [B, H], and what ``backward`` needs."""
+def forward(spec, p, xs, h0, reverse=False, lengths=None, resets=None, reset_to=None, alpha=None, mask=None):
+    """hs [T, B, H], h_last [B, H] and what ``backward`` needs; alpha is [T, B, H], mask [B, H]."""
     (T, B, _), H = xs.shape, h0.shape[1]
     hs, h_last, kept = np.zeros((T, B, H)), np.zeros((B, H)), {}
     for b in range(B):
-        h = h0[b]
+        h, mask_b = h0[b], None if mask is None else mask[b]
         for t in order(T, None if lengths is None else lengths[b], reverse):
             if resets is not None and resets[t, b]:
                 h = (h0 if reset_to is None else reset_to)[b]
-            h, kept[t, b] = one_step(spec, p, h, xs[t, b], None if k is None else k[t, b], None if m is None else m[b])
+            h, kept[t, b] = one_step(spec, p, h, xs[t, b], None if alpha is None else alpha[t, b], mask_b)
             hs[t, b] = h
         h_last[b] = h
     return hs, h_last, kept
 
 
 def backward(spec, p, xs, h0, kept, dhs, dh_last, reverse=False, lengths=None, resets=None, reset_to=None):
-    """The gradients of sum(dhs*hs) + sum(dh_last*h_last): a dict of the parameters', and of xs, h0 and reset_to."""
+    """The gradients of sum(dhs*hs) + sum(dh_last*h_last): name -> array, for the parameters, xs, h0 and reset_to."""
     T, B, _ = xs.shape
     grads = {name: np.zeros_like(value) for name in NAMES if (value := getattr(p, name)) is not None}
     grads |= {"xs": np.zeros_like(xs), "h0": np.zeros_like(h0)}

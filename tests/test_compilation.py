@@ -1,4 +1,4 @@
-"""Compilation is behaviour: how often, how large, and what it depends on."""
+"""How often programs are compiled, how large they are, and what that depends on."""
 
 import time
 
@@ -15,7 +15,7 @@ implementations = pytest.mark.parametrize("implementation", ["manual", "autodiff
 
 @pytest.fixture
 def compilations():
-    """Counts what XLA compiles during the test."""
+    """A list that grows by one entry whenever XLA compiles during the test."""
     seen = []
 
     def listen(event, *_, **__):
@@ -29,7 +29,7 @@ def compilations():
 
 @implementations
 def test_second_call_compiles_nothing(compilations, implementation):
-    """Outside of any jit: values, and gradients."""
+    """Values and gradients, outside of any jit."""
     params = mgu.init(jax.random.key(0), 3, 11)
     others, xs = jax.tree.map(jnp.sin, params), jnp.ones((6, 2, 3))
 
@@ -45,7 +45,7 @@ def test_second_call_compiles_nothing(compilations, implementation):
 
 
 @implementations
-def test_one_trace_for_a_whole_training_loop(implementation):
+def test_a_training_loop_is_traced_once(implementation):
     xs = jnp.ones((6, 2, 3))
 
     @jax.jit
@@ -61,7 +61,7 @@ def test_one_trace_for_a_whole_training_loop(implementation):
 
 
 def equations(jaxpr):
-    """How many equations a program has, in all its loops and calls."""
+    """The number of equations of a program, in all its loops and calls."""
     inner = [
         e for eqn in jaxpr.eqns for e in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr) if is_jaxpr(e)
     ]
@@ -74,7 +74,7 @@ def is_jaxpr(value):
 
 @implementations
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_tracing_does_not_depend_on_T(implementation, differentiate):
+def test_the_size_of_the_program_does_not_depend_on_T(implementation, differentiate):
     params = mgu.init(jax.random.key(0), 3, 4)
 
     def loss(params, xs):
@@ -87,7 +87,7 @@ def test_tracing_does_not_depend_on_T(implementation, differentiate):
 
 
 def test_time_grows_linearly_with_T():
-    """Ten times the steps in less than 25 times the time: a quadratic would take 100."""
+    """Ten times the steps take less than 25 times the time; with quadratic time it would be 100 times."""
     params = mgu.init(jax.random.key(0), 4, 16)
     step = jax.jit(jax.grad(lambda p, xs: jnp.sum(mgu.scan(p, xs)[0] ** 2)))
 
@@ -104,7 +104,7 @@ def test_time_grows_linearly_with_T():
     assert seconds(20_000) < 25 * seconds(2_000)
 
 
-# Products inside of each loop, and all products: forward 2 of the input, backward 2 of dx and one for each weight.
+# The products inside each loop, and all products: two of the input, two of dx, and one for each weight.
 PRODUCTS = {
     "MGU": ([2, 2], 4 + 2 + 2 + 4),
     "MGU1": ([2, 2], 4 + 1 + 1 + 3),
@@ -119,19 +119,19 @@ PRODUCTS = {
 
 
 def inner(jaxpr):
-    """The programs inside of a program's equations."""
+    """The programs inside a program's equations."""
     for eqn in jaxpr.eqns:
         yield from inside(eqn)
 
 
 def inside(eqn):
-    """The programs inside of one equation."""
+    """The programs inside one equation."""
     for j in filter(is_jaxpr, jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)):
         yield getattr(j, "jaxpr", j)
 
 
 def loops(jaxpr):
-    """The bodies of the loops that hold no other loop."""
+    """The bodies of the loops that contain no other loop."""
     for eqn in jaxpr.eqns:
         bodies = [body for j in inside(eqn) for body in loops(j)]
         if eqn.primitive.name == "scan" and not bodies:
@@ -145,8 +145,8 @@ def products(jaxpr):
 
 @pytest.mark.parametrize(("reverse", "segment"), [(False, None), (True, None), (False, 4)])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_no_product_too_many_inside_the_loops(name, reverse, segment):
-    """Input products and weight gradients stand outside of the loops; where one of width 2H serves, it does."""
+def test_number_of_products_inside_the_loops(name, reverse, segment):
+    """Input products and weight gradients are outside the loops, and one product of width 2H replaces two."""
     cell, xs = laws.NAMED[name], jnp.zeros((8, 2, 3))
     params = mgu.init(jax.random.key(0), 3, 4, cell)
 
@@ -159,7 +159,7 @@ def test_no_product_too_many_inside_the_loops(name, reverse, segment):
 
 
 def temporaries(T, save, of):
-    """Bytes that a gradient needs besides its arguments and results, in units of the states of all steps."""
+    """The bytes that a gradient needs besides its arguments and results, relative to the states of all steps."""
     params, xs = mgu.init(jax.random.key(0), 4, 16), jax.ShapeDtypeStruct((T, 2, 4), jnp.float32)
 
     def loss(params, xs):
@@ -171,11 +171,11 @@ def temporaries(T, save, of):
 
 @pytest.mark.parametrize(("save", "most"), [("gates", 5.6), ("states", 4.0), ("segments", 2.6)])
 def test_memory_of_a_gradient(save, most):
-    """In units of all states: the loss that uses all of them takes two itself."""
+    """The loss uses all states, and takes twice their memory itself."""
     assert temporaries(65_536, save, 0) <= most
 
 
 def test_memory_grows_as_the_square_root_of_time():
-    """A hundred times the steps, ten times the memory."""
+    """A hundred times the steps take about ten times the memory."""
     short, long = (T * temporaries(T, "segments", 1) for T in (1_000, 100_000))
     assert long < 15 * short

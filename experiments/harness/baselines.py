@@ -20,7 +20,7 @@ from jax import Array
 from mgu_jax import checks
 from mgu_jax.extras import require
 from mgu_jax.layer.initial import Chrono
-from mgu_jax.layer.noise import drop, is_off
+from mgu_jax.layer.noise import dropout_mask, is_off
 
 # Name -> (class of flax.linen, the bias that keeps, the bias of an input gate beside it).
 CELLS = {
@@ -124,7 +124,9 @@ def baseline(
         carry, hs = run.apply(variables, xs, initial_carry=carry, seq_lengths=steps)
         end = carry[1] if isinstance(carry, tuple) else carry
         if key is not None and training is not False and not is_off(rate):
-            mask = drop(key, rate, (len(hs) + 1, *hs.shape[1:]), hs.dtype)  # the end has a row of its own, as in ours
+            mask = dropout_mask(
+                key, rate, (len(hs) + 1, *hs.shape[1:]), hs.dtype
+            )  # the end has a row of its own, as in ours
             hs, end = hs * mask[:-1], end * mask[-1]
         rows = end if readout == "last" else hs
         if readout == "mean":

@@ -15,11 +15,11 @@ from jax import Array
 
 from mgu_jax.extras import require
 from mgu_jax.interop._arguments import check_options, check_own_cell, check_params_fit
-from mgu_jax.layer.cell import step
 from mgu_jax.layer.family import MGU as PAPER_CELL
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.initial import init
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
+from mgu_jax.layer.step import step
 from mgu_jax.sequence import scan
 
 eqx = require("equinox", "equinox")

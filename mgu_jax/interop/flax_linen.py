@@ -17,10 +17,10 @@ from jax import Array, random
 from mgu_jax.extras import require
 from mgu_jax.interop._arguments import check_options, check_own_cell
 from mgu_jax.interop._flax_rnn import CallOptions, run_rnn, time_axis
-from mgu_jax.layer.cell import step
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.initial import init
 from mgu_jax.layer.params import Params
+from mgu_jax.layer.step import step
 
 nn = require("flax.linen", "flax")
 core = require("flax.core", "flax")

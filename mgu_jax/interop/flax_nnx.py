@@ -16,11 +16,11 @@ from mgu_jax import checks
 from mgu_jax.extras import require
 from mgu_jax.interop._arguments import check_options, check_own_cell, check_params_fit
 from mgu_jax.interop._flax_rnn import CallOptions, run_rnn
-from mgu_jax.layer.cell import step
 from mgu_jax.layer.family import MGU as PAPER_CELL
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.initial import init
 from mgu_jax.layer.params import Params
+from mgu_jax.layer.step import step
 
 nnx = require("flax.nnx", "flax")
 

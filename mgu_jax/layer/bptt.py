@@ -1,48 +1,61 @@
-"""Backpropagation through time, by hand.
+"""Backpropagation through time, derived by hand.
 
-The forward pass runs the cell over time from h_0, with t = 1 .. T:
+The forward pass runs the cell over time from h_0, for t = 1 .. T:
 
     (12)  h_t = step(params, h_{t-1}, x_t)
 
-and gives hs = (h_1 .. h_T) and h_last = h_T. Let dhs_t and dh_last be the cotangents of these outputs. The state h_t
-reaches the loss by three ways: as an output, through the next step, and, if it is the last, as h_last. So the cotangent
-that arrives at the end of step t is
+and gives hs = (h_1 .. h_T) and h_last = h_T. Its backward pass is given dhs and dh_last, the cotangents of these two.
+The state h_t affects the loss in three ways: as an output, through the next step, and, if it is the last, as h_last.
+So the cotangent dh' of the new state of step t is
 
-    (13)  g_t = dhs_t + dh_t          dh_T = dh_last,    dh_{t-1} = the dh of step t, by (5) to (8) with g = g_t
+    (13)  dh'_t = dhs_t + dh_t          dh_T = dh_last,    dh_{t-1} = dh of step t, by (4) to (8) from dh' = dh'_t
 
-and dh_0 is the gradient of h0. The loop over (13), from the last step to the first, is all that has to run in order. It
-leaves dz_f and dz_h of every step behind, from which
+and dh_0 is the gradient of h0. Only this loop, from the last step to the first, has to run in order. It gives dz_f and
+dz_h of every step, and then
 
-    (14)  dparams, dxs = (9) to (11) over the rows of all steps and all samples at once
+    (14)  dparams, dxs = (9) to (11) for the rows of all steps and all samples at once
 
-takes every weight gradient as one product over T*B rows instead of T products over B rows and T additions, and likewise
-the input products of the forward pass stand before its loop. What is left inside is two H x H products a step in each
-direction. "All at once" is meant for a segment of steps (``segments.py``), short enough to stay in a processor's cache
-and long enough to make products of many rows; the segments follow each other, and what they give to dparams adds up.
+computes every weight gradient as one product over T*B rows instead of T products over B rows and T additions. In the
+same way the input products of the forward pass are computed before its loop. What is left inside is two H x H products
+per step in each direction. "All at once" means a segment of steps (``segments.py``), short enough to stay in a
+processor's cache and long enough for products of many rows; one segment runs after another, and their shares of
+dparams are added up.
 
-x and the weights are kept for the backward pass anyway. What is kept besides is the user's choice:
+x and the weights are kept for the backward pass in any case. What else is kept is the user's choice:
 
     save="gates"     hs, f and c of all steps
-    save="states"    hs, from which (1) and (2) give the gates again, all steps of a segment at once
-    save="segments"  the state that enters each segment, from which (12) gives the rest of the segment again
+    save="states"    hs, from which (1) and (2) give the gates again, for all steps of a segment at once
+    save="segments"  the state before each segment, from which (12) gives the states and gates of the segment again
 
-With ``reverse`` the order of time is turned in both loops, and "the state before" stands at t + 1. Where a step is
-marked as a reset, a state h_r enters it in the place of h_{t-1}, so
+With ``reverse`` both loops run in the opposite order of time, and the state before step t is h_{t+1}. At a step that is
+marked as a reset, the state h_reset takes the place of h_{t-1}, so
 
-    (15)  dh_{t-1} = 0, and the dh of step t is added to dh_r, the gradient of h_r.
+    (15)  dh_{t-1} = 0, and the dh of step t is added to dh_reset, the gradient of h_reset.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from mgu_jax.layer import segments
-from mgu_jax.layer.cell import Gates, Inputs, Loop, advance, arrange, collect, project, retreat, turned
+from mgu_jax.layer.cell import (
+    Gates,
+    InputTerms,
+    StepWeights,
+    add,
+    advance,
+    prepare,
+    project,
+    retreat,
+    weight_gradients,
+    with_transposes,
+)
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.params import Params
 from mgu_jax.layer.products import Products
@@ -50,129 +63,171 @@ from mgu_jax.layer.products import Products
 
 @dataclass(frozen=True)
 class Plan:
-    """What is static about a run over time."""
+    """The static part of a run over time."""
 
     cell: Cell = MGU
     reverse: bool = False
     product: Products = Products()
     save: str = "gates"
-    segment: int | None = None  # steps; None picks
+    segment: int | None = None  # steps; None chooses
 
 
 class Marks(NamedTuple):
-    """What is special about steps and units; none of it has a gradient, and ``None`` is nothing special."""
+    """What is special about single steps and units; none of it has a gradient. ``None`` marks nothing."""
 
-    k: Any = None  # [T, B, H], or 1 for B or H: how much of the update happens (padding: 0; zoneout)
-    reset: Any = None  # bool [T, B, 1]: h_r enters this step
-    m: Any = None  # [B, H]: mask of what the products see of the state, the same at all steps
+    alpha: Array | None = None  # [T, B, H], or 1 for B or H: how much of the update takes place (padding, zoneout)
+    reset: Array | None = None  # bool [T, B, 1]: the step starts from h_reset
+    mask: Array | None = None  # [B, H]: of recurrent dropout, the same at all steps
 
 
 class Saved(NamedTuple):
-    """What the forward pass keeps of a segment of K steps."""
+    """What the forward pass keeps of a segment of S steps; ``None`` is computed again."""
 
-    start: Array  # [B, H], the state that entered the segment
-    hs: Any = None  # [K, B, H]
-    gates: Any = None  # ``Gates`` of [K, B, H]
-
-
-def entering(h: Array, h_r: Any, reset: Any) -> Array:
-    """The state that enters a step, or those that enter all steps."""
-    return h if reset is None else jnp.where(reset, jnp.broadcast_to(h_r, h.shape), h)
+    start: Array  # [B, H], the state before the segment
+    hs: Array | None = None  # [S, B, H]
+    gates: Gates | None = None  # of [S, B, H]
 
 
-# jit stands inside of custom_vjp, so that calls and gradients outside of any jit compile once and not at every call.
+def assert_shapes(xs: Array, h0: Array, h_reset: Array | None, marks: Marks) -> None:
+    """Assert what every implementation relies on: xs [T, B, D], h0 and h_reset [B, H], and the shapes of ``Marks``."""
+    (T, B, _), (_, H) = xs.shape, h0.shape
+    chex.assert_shape(h0, (B, H))
+    for array, shape in ((h_reset, (B, H)), (marks.reset, (T, B, 1)), (marks.mask, (B, H))):
+        if array is not None:
+            chex.assert_shape(array, shape)
+    if marks.alpha is not None:
+        chex.assert_shape(marks.alpha, (T, {1, B}, {1, H}))
+    chex.assert_equal(h_reset is None, marks.reset is None)
+
+
+def state_before(h: Array, h_reset: Array | None, reset: Array | None) -> Array:
+    """The state from which a step starts: h, or h_reset at a reset. One step, or all steps with a leading axis."""
+    if h_reset is None or reset is None:
+        return h
+    return jnp.where(reset, jnp.broadcast_to(h_reset, h.shape), h)
+
+
+# jit is inside of custom_vjp, so that calls and gradients outside of any jit compile once instead of at every call.
 _compiled = partial(jax.jit, static_argnums=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 @_compiled
-def bptt(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> tuple[Array, Array]:
-    """xs [T, B, D], h0 [B, H], h_r [B, H] (``None`` without resets) -> hs [T, B, H], h_last [B, H]."""
-    return _run(plan, params, xs, h0, h_r, marks, ())[:2]
+def bptt(plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks) -> tuple[Array, Array]:
+    """hs [T, B, H] and h_last [B, H] from xs [T, B, D], h0 [B, H] and h_reset [B, H] (``None`` without resets)."""
+    return _forward_segments(plan, params, xs, h0, h_reset, marks, ())[:2]
 
 
-def _run(
-    plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks, save: tuple[str, ...]
+def _forward_segments(
+    plan: Plan,
+    params: Params,
+    xs: Array,
+    h0: Array,
+    h_reset: Array | None,
+    marks: Marks,
+    save: tuple[str, ...],
 ) -> tuple[Array, Array, list[Saved]]:
-    loop = arrange(params, plan.cell, marks.m)
+    """hs, h_last and, for each stack of segments, what ``save`` names."""
+    assert_shapes(xs, h0, h_reset, marks)
+    weights = prepare(params, plan.cell, marks.mask)
 
-    def segment(h: Array, rows: Any) -> tuple[Array, tuple[Array, Saved]]:
-        last, hs, gates = _steps(plan, loop, h_r, h, *rows)
-        return last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
+    def forward_segment(h: Array, rows: tuple[Array, Array | None, Array | None]) -> tuple[Array, tuple[Array, Saved]]:
+        h_last, hs, gates = _forward_segment(plan, weights, h_reset, h, *rows)
+        return h_last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
 
-    h_last, outputs = segments.over(segment, h0, _segments(plan, (xs, marks.k, marks.reset), h0), plan.reverse)
+    stacks = _cut(plan, (xs, marks.alpha, marks.reset), h0)
+    h_last, outputs = segments.over(forward_segment, h0, stacks, plan.reverse)
     hs, saved = zip(*outputs, strict=True)
     return segments.join(list(hs), plan.reverse), h_last, list(saved)
 
 
-def _segments(plan: Plan, rows: Any, h0: Array) -> list[Any]:
+def _forward_segment(
+    plan: Plan,
+    weights: StepWeights,
+    h_reset: Array | None,
+    h: Array,
+    xs: Array,
+    alpha: Array | None,
+    reset: Array | None,
+) -> tuple[Array, Array, Gates]:
+    """The last state, hs and the gates of the steps xs [S, B, D] that follow the state h [B, H]."""
+    inputs = project(weights.params, xs, alpha, plan.product)
+
+    def forward_step(h: Array, rows: tuple[InputTerms, Array | None]) -> tuple[Array, tuple[Array, Gates]]:
+        x, reset = rows
+        h = state_before(h, h_reset, reset)
+        h_next, gates = advance(weights, h, x, plan.cell, plan.product)  # (12)
+        return h_next, (h_next, gates)
+
+    h_last, (hs, gates) = lax.scan(forward_step, h, (inputs, reset), reverse=plan.reverse)
+    return h_last, hs, gates
+
+
+def _cut(plan: Plan, rows: Any, h0: Array) -> list[Any]:
+    """rows, a pytree of [T, ...], as stacks of segments."""
     steps = jax.tree.leaves(rows)[0].shape[0]
-    length = plan.segment or segments.length(
-        plan.save, steps, h0.size * h0.dtype.itemsize, jax.default_backend() == "cpu"
-    )
+    on_cpu = jax.default_backend() == "cpu"
+    length = plan.segment or segments.length(plan.save, steps, h0.size * h0.dtype.itemsize, on_cpu)
     return segments.cut(rows, length, plan.reverse)
 
 
-def _steps(plan: Plan, loop: Loop, h_r: Any, h: Array, xs: Array, k: Any, reset: Any) -> tuple[Array, Array, Gates]:
-    """The steps of a segment that h enters: the last state, hs and the gates."""
-    inputs = project(loop.params, xs, plan.product)._replace(k=k)
-
-    def body(h: Array, at: tuple[Inputs, Any]) -> tuple[Array, tuple[Array, Gates]]:
-        a, reset = at
-        h, gates = advance(loop, entering(h, h_r, reset), a, plan.cell, plan.product)  # (12)
-        return h, (h, gates)
-
-    last, (hs, gates) = lax.scan(body, h, (inputs, reset), reverse=plan.reverse)
-    return last, hs, gates
-
-
 @_compiled
-def _forward(plan: Plan, params: Params, xs: Array, h0: Array, h_r: Any, marks: Marks) -> Any:
+def _forward(
+    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
+) -> tuple[tuple[Array, Array], Any]:
     save = {"gates": ("states", "gates"), "states": ("states",), "segments": ()}[plan.save]
-    hs, h_last, saved = _run(plan, params, xs, h0, h_r, marks, save)
-    return (hs, h_last), (params, xs, h0, h_r, marks, saved)
+    hs, h_last, saved = _forward_segments(plan, params, xs, h0, h_reset, marks, save)
+    return (hs, h_last), (params, xs, h0, h_reset, marks, saved)
 
 
 @_compiled
-def _backward(plan: Plan, residuals: Any, dhs: Any, dh_last: Any) -> tuple[Params, Array, Array, Any, None]:
-    """``None`` for a cotangent is zero."""
-    params, xs, h0, h_r, marks, saved = residuals
-    loop = turned(arrange(params, plan.cell, marks.m))
+def _backward(
+    plan: Plan, residuals: Any, dhs: Array | None, dh_last: Array | None
+) -> tuple[Params, Array, Array, Array | None, None]:
+    """The cotangents of params, xs, h0, h_reset and marks; dhs or dh_last is ``None`` where it is zero."""
+    params, xs, h0, h_reset, marks, saved = residuals
+    weights = with_transposes(prepare(params, plan.cell, marks.mask))
 
-    def body(carry: tuple[Array, Any], at: tuple[Any, Array, Gates, Any, Any]) -> Any:
-        dh, dh_r = carry
-        dh_t, h, gates, k, reset = at
-        g = dh if dh_t is None else dh_t + dh
-        dh, dz_f, dz_h = retreat(loop, h, gates, k, g, plan.cell, plan.product)  # (13)
-        if reset is not None:  # (15)
-            dh_r, dh = dh_r + jnp.where(reset, dh, 0), jnp.where(reset, 0, dh)
-        return (dh, dh_r), (dz_f, dz_h)
+    def backward_step(carry: tuple[Array, Array | None], rows: Any) -> Any:
+        dh, dh_reset = carry
+        dhs_t, h, gates, alpha, reset = rows
+        dh_next = add(dhs_t, dh)  # (13)
+        dh, dz_f, dz_h = retreat(weights, h, gates, alpha, dh_next, plan.cell, plan.product)
+        if reset is not None:
+            dh_reset = add(dh_reset, jnp.where(reset, dh, 0))  # (15)
+            dh = jnp.where(reset, 0, dh)  # (15)
+        return (dh, dh_reset), (dz_f, dz_h)
 
-    def segment(carry: Any, rows: Any) -> tuple[Any, Array]:
-        dh, dh_r, dparams = carry
-        (xs, k, reset, dhs), (start, hs, gates) = rows
+    def backward_segment(carry: Any, rows: Any) -> tuple[Any, Array]:
+        dh, dh_reset, dparams = carry
+        (xs, alpha, reset, dhs), (start, hs, gates) = rows
         if hs is None:
-            _, hs, gates = _steps(plan, loop, h_r, start, xs, k, reset)
-        before = entering(_shifted(hs, start, plan.reverse), h_r, reset)
+            _, hs, gates = _forward_segment(plan, weights, h_reset, start, xs, alpha, reset)
+        h = state_before(_shifted(hs, start, plan.reverse), h_reset, reset)
         if gates is None:
-            _, gates = advance(loop, before, project(params, xs, plan.product), plan.cell, plan.product)
-        (dh, dh_r), (dz_f, dz_h) = lax.scan(body, (dh, dh_r), (dhs, before, gates, k, reset), reverse=not plan.reverse)
-        part, dxs = collect(loop, xs, before, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
-        return (dh, dh_r, jax.tree.map(jnp.add, dparams, part)), dxs
+            _, gates = advance(weights, h, project(params, xs, None, plan.product), plan.cell, plan.product)
+        (dh, dh_reset), (dz_f, dz_h) = lax.scan(
+            backward_step, (dh, dh_reset), (dhs, h, gates, alpha, reset), reverse=not plan.reverse
+        )
+        dparams_segment, dxs = weight_gradients(weights, xs, h, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
+        dparams = jax.tree.map(jnp.add, dparams, dparams_segment)  # (14)
+        return (dh, dh_reset, dparams), dxs
 
     zeros = jnp.zeros_like(h0)
     carry = (zeros if dh_last is None else dh_last, None if marks.reset is None else zeros)
-    rows = _segments(plan, (xs, marks.k, marks.reset, dhs), h0)
+    rows = _cut(plan, (xs, marks.alpha, marks.reset, dhs), h0)
     stacks = list(zip(rows, saved, strict=True))[::-1]
-    carry, dxs = segments.over(segment, (*carry, jax.tree.map(jnp.zeros_like, params)), stacks, not plan.reverse)
-    dh, dh_r, dparams = carry
-    return dparams, segments.join(dxs, not plan.reverse), dh, dh_r, None
+    carry, dxs = segments.over(
+        backward_segment, (*carry, jax.tree.map(jnp.zeros_like, params)), stacks, not plan.reverse
+    )
+    dh, dh_reset, dparams = carry
+    return dparams, segments.join(dxs, not plan.reverse), dh, dh_reset, None
 
 
 def _shifted(hs: Array, start: Array, reverse: bool) -> Array:
-    """The state before each step, [K, B, H]. Cut to K, since there is none when K = 0."""
-    first = start[None]
-    return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[: hs.shape[0]]
+    """The state before each step, [S, B, H], where ``start`` comes before the first step to run."""
+    S, first = hs.shape[0], start[None]
+    return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[:S]  # S may be 0
 
 
 def _rule_forward(plan: Plan, *arguments: Any) -> Any:
@@ -180,7 +235,7 @@ def _rule_forward(plan: Plan, *arguments: Any) -> Any:
 
 
 def _rule_backward(plan: Plan, residuals: Any, cotangents: tuple[Any, Any]) -> Any:
-    # An output that the loss does not use has a cotangent of zeros, which need no memory.
+    # The cotangent of an output that the loss does not use is a symbolic zero, which needs no memory.
     return _backward(plan, residuals, *(None if isinstance(c, SymbolicZero) else c for c in cotangents))
 
 

@@ -1,4 +1,4 @@
-"""One step of a one-gate cell, and its backward, written by hand.
+"""One step of a one-gate cell, and its backward pass, derived by hand.
 
 The paper's cell (Zhou et al. 2016, arXiv 1603.09420, equations 6a to 6c) is the member ``MGU`` of the family:
 
@@ -6,243 +6,217 @@ The paper's cell (Zhou et al. 2016, arXiv 1603.09420, equations 6a to 6c) is the
     (2)  c  = tanh(x W_h + r U_h + b_h)           r = f*h
     (3)  h' = (1 - f)*h + f*c
 
-so f = 1 overwrites the state and f = 0 keeps it. For a cotangent g of h', reading the equations from the last to the
-first gives its backward:
+so f = 1 overwrites the state and f = 0 keeps it. The backward pass is given dh', the cotangent of h', and follows the
+equations from the last to the first:
 
-    (4)  dz_h = g * f * (1 - c^2)                 through (3) and the tanh of (2)
-    (5)  dr   = dz_h U_h^T                        through (2)
-    (6)  df   = g*(c - h) + dr*h                  through (3), and through r
-    (7)  dz_f = df * f * (1 - f)                  through the sigmoid of (1)
-    (8)  dh   = g*(1 - f) + dr*f + dz_f U_f^T     through (3), r and (1)
-    (9)  dx   = dz_f W_f^T + dz_h W_h^T           through (1) and (2)
+    (4)  dz_h = dh' * f * (1 - c^2)                      through (3) and the tanh of (2)
+    (5)  dr   = dz_h U_h^T                               through (2)
+    (6)  df   = dh'*(c - h) + dr*h                       through (3), and through r
+    (7)  dz_f = f*(1 - f) * df                           through the sigmoid of (1)
+    (8)  dh   = dh'*(1 - f) + dr*f + dz_f U_f^T          through (3), r and (1)
+    (9)  dx   = dz_f W_f^T + dz_h W_h^T                  through (1) and (2)
     (10) dW_f = x^T dz_f    dU_f = h^T dz_f    db_f = sum dz_f
     (11) dW_h = x^T dz_h    dU_h = r^T dz_h    db_h = sum dz_h
 
-Only (5) and (8) wait for anything that depends on the order of time. What acts on x (``project``) and what makes the
-gradients of the weights (``collect``) are products over rows, however many; a loop over time needs ``advance`` and
-``retreat`` alone. The code's lines carry these numbers.
+The code computes (6) and (7) as one line, dz_f = f*(1 - f)*[dh'*(c - h) + dr*h], and multiplies each term by the slope
+f*(1 - f) first: where the gate is saturated the slope is 0, and the product of a cotangent and a huge h would overflow
+before the slope could remove it.
 
-The relatives of the MGU (``family.py``) change a term here and there, each in the line where the term stands:
+Only (5) and (8) need the cotangent of a later step. What acts on x (``project``) and what gives the gradients of the
+weights (``weight_gradients``) are products over any number of rows, so a loop over time needs ``advance`` and
+``retreat`` alone. The code's lines carry these numbers, and its ``dh_next`` is dh'.
 
-    u           the share of the candidate in (3): f, or 1 - f; times k where only a part of the update happens
-    v           what the products see of the state: h, or h under a mask
-    q           v U_h + b_r, which members that reset after the product scale by f
-    s_f, s_h    the sums in (1) and (2) before layer normalisation and bias; z itself where there is none
+The relatives of the MGU (``family.py``) change single terms, each in the line where the paper's term stands. A term
+that a member lacks is ``None``, and ``add``, ``product`` and ``normalise`` pass ``None`` through. Four names are not
+in the equations above:
+
+    u           the share of the candidate in (3): f, or 1 - f; times alpha where only part of the update takes place
+    seen        the state as the products see it: h, or h times the mask of recurrent dropout
+    s_r         seen U_h + b_r, which members that reset after the product scale by f
+    s_f, s_h    the sums in (1) and (2) before layer normalisation and bias
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mgu_jax import checks
-from mgu_jax.layer.family import MGU, Cell, check_cell
-from mgu_jax.layer.layer_norm import normalise, normalise_backward
-from mgu_jax.layer.params import Params, check_features, check_params
+from mgu_jax.layer.family import Cell
+from mgu_jax.layer.layer_norm import Normalised, normalise, normalise_backward
+from mgu_jax.layer.params import Params, Term
 from mgu_jax.layer.products import Products, like, transposed
 
-# The candidate's activation, and its derivative in terms of its value.
+# The candidate's activation, and its derivative as a function of its value.
 _ACTIVATION = {"tanh": jnp.tanh, "relu": jax.nn.relu, "identity": lambda z: z}
 _SLOPE = {"tanh": lambda c: 1 - c * c, "relu": lambda c: (c > 0).astype(c.dtype), "identity": jnp.ones_like}
 
 
-class Inputs(NamedTuple):
-    """What a step takes besides the state; made for all steps at once, before the loop."""
+class InputTerms(NamedTuple):
+    """What does not depend on the state; computed for many steps at once, before the loop."""
 
-    f: Any  # x W_f, [..., H]; None where x does not feed the gate
-    h: Any  # x W_h, [..., H]
-    k: Any = None  # [..., H] or [..., 1], how much of the update happens: 0 keeps the state; None is all of it
+    xW_f: Term  # [..., H]; None where x does not feed the gate
+    xW_h: Array  # [..., H]
+    alpha: Array | None = None  # [..., H] or [..., 1]: how much of the update takes place; 0 keeps the state, None is 1
 
 
 class Gates(NamedTuple):
-    """What a step computes besides the state, and its backward needs; [..., H] each."""
+    """What a step computes on its way to the new state, and the backward pass needs."""
 
-    f: Any
-    c: Any
-    q: Any = None
-    norm_f: Any = None  # of the members with layer normalisation: (normalised s_f, 1/std)
-    norm_h: Any = None
+    f: Array  # [..., H]
+    c: Array  # [..., H]
+    s_r: Array | None = None  # [..., H], of members that reset after the product
+    norm_f: Normalised | None = None  # of members with layer normalisation
+    norm_h: Normalised | None = None
 
 
-class Loop(NamedTuple):
-    """What stays the same from step to step, arranged once before the loop."""
+class StepWeights(NamedTuple):
+    """The weights as a loop over time uses them; they are the same at every step."""
 
     params: Params
-    U: Any = None  # [U_f | U_h], [H, 2H], where both products see the same rows and one of twice the width serves
-    m: Any = None  # [..., H], the mask in v; None where v is h
-    # Of the backward: transposed once; done in each step, it makes the products of the backward 1.2 times as slow.
-    U_fT: Any = None
-    U_hT: Any = None
-    UT: Any = None
+    mask: Array | None = None  # [..., H], of recurrent dropout
+    U: Term = None  # [U_f | U_h], [H, 2H], of members whose two products see the same rows
+    # For the backward pass. Transposing inside the loop would make its products 1.2 times as slow.
+    UT: Term = None
+    U_fT: Term = None
+    U_hT: Term = None
 
 
-class Residuals(NamedTuple):
-    """What ``step_forward`` keeps for ``step_backward``."""
-
-    x: Array  # [..., D]
-    h: Array  # [..., H], the state that entered the step
-    gates: Gates
-
-
-def _total(*terms: Any) -> Any:
-    """The sum of the terms that are there; ``None`` if there are none."""
+def add(*terms: Term) -> Term:
+    """The sum of the terms that are present; ``None`` if all are absent."""
     present = [term for term in terms if term is not None]
     return sum(present[1:], present[0]) if present else None
 
 
-def _masked(h: Any, m: Any) -> Any:
-    return h if h is None or m is None else h * like(m, h)
+def masked(h: Term, mask: Array | None) -> Term:
+    """h times the mask, if both are present."""
+    return h if h is None or mask is None else h * like(mask, h)
 
 
-def _part(k: Any, update: Array) -> Array:
-    return update if k is None else update * k
+def scaled(update: Array, alpha: Array | None) -> Array:
+    """The part of an update that takes place."""
+    return update if alpha is None else update * alpha
 
 
-def share(f: Array, k: Any, cell: Cell) -> Array:
+def share(f: Array, alpha: Array | None, cell: Cell) -> Array:
     """u, the share of the candidate in the new state."""
-    return _part(k, f if cell.update == "f" else 1 - f)
+    return scaled(f if cell.update == "f" else 1 - f, alpha)
 
 
-def arrange(params: Params, cell: Cell, m: Array | None = None) -> Loop:
-    """The weights as a loop over time wants them."""
-    U = jnp.concatenate([params.U_f, params.U_h], 1) if cell.joint else None
-    return Loop(params, U, m)
+def prepare(params: Params, cell: Cell, mask: Array | None = None) -> StepWeights:
+    """The weights that ``advance`` uses."""
+    return StepWeights(params, mask, jnp.concatenate([params.U_f, params.U_h], 1) if cell.joint else None)
 
 
-def turned(loop: Loop) -> Loop:
-    """The same with the transposed weights, as a loop back in time wants them too."""
-    if loop.U is not None:
-        return loop._replace(UT=transposed(loop.U))
-    return loop._replace(U_fT=transposed(loop.params.U_f), U_hT=transposed(loop.params.U_h))
+def with_transposes(weights: StepWeights) -> StepWeights:
+    """The same weights, and the transposes that ``retreat`` uses."""
+    if weights.U is not None:
+        return weights._replace(UT=transposed(weights.U))
+    return weights._replace(U_fT=transposed(weights.params.U_f), U_hT=transposed(weights.params.U_h))
 
 
-def project(params: Params, x: Array, product: Products = Products()) -> Inputs:
-    """x W_f and x W_h: all of a step that does not wait for the state."""
-    return Inputs(product(x, params.W_f), product(x, params.W_h))
+def project(params: Params, x: Array, alpha: Array | None = None, product: Products = Products()) -> InputTerms:
+    """x W_f and x W_h for rows x [..., D]."""
+    return InputTerms(product(x, params.W_f), product(x, params.W_h), alpha)
 
 
-def advance(loop: Loop, h: Array, a: Inputs, cell: Cell, product: Products = Products()) -> tuple[Array, Gates]:
-    """One step, given the input's share of the pre-activations: [..., H] -> [..., H]."""
-    params, v = loop.params, _masked(h, loop.m)
+def advance(
+    weights: StepWeights, h: Array, x: InputTerms, cell: Cell, product: Products = Products()
+) -> tuple[Array, Gates]:
+    """The new state h' [..., H], and the gates, for states h [..., H]."""
+    p, seen = weights.params, masked(h, weights.mask)
+    b_f, b_h, b_r = like(p.b_f, h), like(p.b_h, h), like(p.b_r, h)
     if cell.joint:
-        vU_f, vU_h = jnp.split(product(v, loop.U), 2, -1)
+        hU_f, hU_h = jnp.split(product(seen, weights.U), 2, -1)
+    elif cell.reset == "before":
+        hU_f, hU_h = product(seen, p.U_f), None
     else:
-        vU_f, vU_h = product(v, params.U_f), None if cell.reset == "before" else product(v, params.U_h)
-    s_f, norm_f = normalise(_total(a.f, vU_f), params.g_f)
-    f = jax.nn.sigmoid(_total(s_f, like(params.b_f, h)))  # (1)
-    q = None
+        hU_f, hU_h = product(seen, p.U_f), product(seen, p.U_h)
+
+    s_f, norm_f = normalise(add(x.xW_f, hU_f), p.g_f)
+    f = jax.nn.sigmoid(add(s_f, b_f))  # (1)
+    s_r = None
     if cell.reset == "before":
-        vU_h = product(f * v, params.U_h)
+        hU_h = product(f * seen, p.U_h)
     elif cell.reset == "after":
-        q = _total(vU_h, like(params.b_r, h))
-        vU_h = f * q
-    s_h, norm_h = normalise(_total(a.h, vU_h), params.g_h)
-    c = _ACTIVATION[cell.activation](_total(s_h, like(params.b_h, h)))  # (2)
-    u = share(f, a.k, cell)
-    return (1 - u) * h + u * c, Gates(f, c, q, norm_f, norm_h)  # (3)
+        s_r = add(hU_h, b_r)
+        hU_h = f * s_r
+    s_h, norm_h = normalise(add(x.xW_h, hU_h), p.g_h)
+    c = _ACTIVATION[cell.activation](add(s_h, b_h))  # (2)
+    u = share(f, x.alpha, cell)
+    return (1 - u) * h + u * c, Gates(f, c, s_r, norm_f, norm_h)  # (3)
 
 
 def retreat(
-    loop: Loop, h: Array, gates: Gates, k: Any, g: Array, cell: Cell, product: Products = Products()
+    weights: StepWeights,
+    h: Array,
+    gates: Gates,
+    alpha: Array | None,
+    dh_next: Array,
+    cell: Cell,
+    product: Products = Products(),
 ) -> tuple[Array, Array, Array]:
-    """The cotangent g of the new state, [..., H], taken back to (dh, dz_f, dz_h), [..., H] each."""
-    params, v = loop.params, _masked(h, loop.m)
-    f, c, q, norm_f, norm_h = gates
-    u = share(f, k, cell)
-    dz_h = g * u * _SLOPE[cell.activation](c)  # (4)
-    ds_h = normalise_backward(dz_h, params.g_h, norm_h)
-    # (6) and (7) as one, the slope of the sigmoid first: a huge state must not overflow where the gate is saturated.
-    slope = f * (1 - f)
-    dz_f = _part(k, g) * slope * (c - h if cell.update == "f" else h - c)  # through (3)
+    """(dh, dz_f, dz_h), [..., H] each, from the cotangent dh_next [..., H] of the new state; h is the state before."""
+    p, seen = weights.params, masked(h, weights.mask)
+    f, c, s_r, norm_f, norm_h = gates
+    u = share(f, alpha, cell)
+    slope_f, slope_c = f * (1 - f), _SLOPE[cell.activation](c)
+
+    dz_h = dh_next * u * slope_c  # (4)
+    ds_h = normalise_backward(dz_h, p.g_h, norm_h)
+    dz_f = scaled(dh_next, alpha) * slope_f * (c - h if cell.update == "f" else h - c)  # (6), (7) through (3)
+    dseen, ds_r = None, ds_h
     if cell.reset == "before":
-        dr = product(ds_h, loop.U_hT)  # (5)
-        dz_f, dv = dz_f + dr * slope * v, dr * f  # (6) and (8), through r
+        dr = product(ds_h, weights.U_hT)  # (5)
+        dz_f = dz_f + dr * slope_f * seen  # (6), (7) through r
+        dseen = dr * f  # (8) through r
+    elif s_r is not None:
+        dz_f = dz_f + ds_h * slope_f * s_r  # (6), (7) of a reset after the product
+        ds_r = ds_h * f
+    ds_f = normalise_backward(dz_f, p.g_f, norm_f)
+    if cell.joint:
+        dseen = product(jnp.concatenate([ds_f, ds_r], -1), weights.UT)  # (8) through (1) and (2)
+    elif cell.reset == "before":
+        dseen = add(dseen, product(ds_f, weights.U_fT))  # (8) through (1)
     else:
-        if cell.reset == "after":
-            dz_f, ds_h = dz_f + ds_h * slope * q, ds_h * f
-        dv = None if cell.joint else product(ds_h, loop.U_hT)
-    ds_f = normalise_backward(dz_f, params.g_f, norm_f)
-    dv = product(jnp.concatenate([ds_f, ds_h], -1), loop.UT) if cell.joint else _total(dv, product(ds_f, loop.U_fT))
-    return _total(g * (1 - u), _masked(dv, loop.m)), dz_f, dz_h  # (8)
+        dseen = add(product(ds_r, weights.U_hT), product(ds_f, weights.U_fT))  # (8) through (1) and (2)
+    return add(dh_next * (1 - u), masked(dseen, weights.mask)), dz_f, dz_h  # (8)
 
 
-def collect(
-    loop: Loop, x: Array, h: Array, gates: Gates, dz_f: Array, dz_h: Array, cell: Cell, product: Products = Products()
+def weight_gradients(
+    weights: StepWeights,
+    x: Array,
+    h: Array,
+    gates: Gates,
+    dz_f: Array,
+    dz_h: Array,
+    cell: Cell,
+    product: Products = Products(),
 ) -> tuple[Params, Array]:
-    """The cotangents (dparams, dx) of rows of any number: x [..., D], the states that entered h [..., H], and so on."""
-    params, v = loop.params, _masked(h, loop.m)
-    ds_f = normalise_backward(dz_f, params.g_f, gates.norm_f)
-    ds_h = normalise_backward(dz_h, params.g_h, gates.norm_h)
-    dx = _total(product(ds_h, transposed(params.W_h)), product(ds_f, transposed(params.W_f)))  # (9)
-    r, dq = (gates.f * v, ds_h) if cell.reset == "before" else (v, ds_h * gates.f if cell.reset == "after" else ds_h)
+    """(dparams, dx [..., D]), where dparams is summed over the rows.
 
-    def summed(dz: Any, b: Any) -> Any:
+    The rows, of any number, are x [..., D], the states h [..., H] before each step, the gates, and dz_f and dz_h
+    [..., H] as ``retreat`` gives them.
+    """
+    p, seen = weights.params, masked(h, weights.mask)
+    ds_f = normalise_backward(dz_f, p.g_f, gates.norm_f)
+    ds_h = normalise_backward(dz_h, p.g_h, gates.norm_h)
+    dx = add(product(ds_h, transposed(p.W_h)), product(ds_f, transposed(p.W_f)))  # (9)
+    r = gates.f * seen if cell.reset == "before" else seen  # the rows that U_h multiplies
+    ds_r = ds_h * gates.f if cell.reset == "after" else ds_h
+
+    def summed(dz: Array, b: Term) -> Term:
         return None if b is None else jnp.sum(dz.reshape(-1, dz.shape[-1]), 0)
 
     dparams = Params(
-        W_f=product.weight(x, ds_f, params.W_f),  # (10)
-        U_f=product.weight(v, ds_f, params.U_f),
-        b_f=summed(dz_f, params.b_f),
-        W_h=product.weight(x, ds_h, params.W_h),  # (11)
-        U_h=product.weight(r, dq, params.U_h),
-        b_h=summed(dz_h, params.b_h),
-        b_r=summed(dq, params.b_r),
-        g_f=None if params.g_f is None else summed(dz_f * gates.norm_f[0], params.g_f),
-        g_h=None if params.g_h is None else summed(dz_h * gates.norm_h[0], params.g_h),
+        W_f=product.weight(x, ds_f, p.W_f),  # (10)
+        U_f=product.weight(seen, ds_f, p.U_f),  # (10)
+        b_f=summed(dz_f, p.b_f),  # (10)
+        W_h=product.weight(x, ds_h, p.W_h),  # (11)
+        U_h=product.weight(r, ds_r, p.U_h),  # (11)
+        b_h=summed(dz_h, p.b_h),  # (11)
+        b_r=summed(ds_r, p.b_r),
+        g_f=None if gates.norm_f is None else summed(dz_f * gates.norm_f.n, p.g_f),
+        g_h=None if gates.norm_h is None else summed(dz_h * gates.norm_h.n, p.g_h),
     )
     return dparams, dx
-
-
-def check_rows(params: Params, h: Any, x: Any, cell: Cell) -> None:
-    """h [..., H] and x [..., D] fit each other and params."""
-    check_cell(cell)
-    check_params(params, cell)
-    check_features("x", x, "..., ", params, "W_h")
-    check_features("h", h, "..., ", params, "b_h")
-    checks.check_shape("h", h, (*x.shape[:-1], h.shape[-1]), "the batch of x and the width of params")
-
-
-def step(params: Params, h: Array, x: Array, cell: Cell = MGU) -> Array:
-    """The state after one step: h [..., H], x [..., D] -> h' [..., H] (equations 1 to 3).
-
-    Raises:
-        TypeError: an argument that is no array, or not of the dtype of params.
-        ValueError: shapes that do not fit each other.
-    """
-    return step_forward(params, h, x, cell)[0]
-
-
-def step_forward(params: Params, h: Array, x: Array, cell: Cell = MGU) -> tuple[Array, Residuals]:
-    """``step``, and the residuals that ``step_backward`` needs. Raises as ``step`` does."""
-    check_rows(params, h, x, cell)
-    h_next, gates = advance(arrange(params, cell), h, project(params, x), cell)
-    return h_next, Residuals(x, h, gates)
-
-
-def step_backward(
-    params: Params, residuals: Residuals, dh_next: Array, cell: Cell = MGU
-) -> tuple[Params, Array, Array]:
-    """The backward of ``step_forward`` for the cotangent dh_next [..., H] of its state (equations 4 to 11).
-
-    Returns:
-        (dparams, dh [..., H], dx [..., D]); the gradients of the parameters are summed over the batch.
-
-    Raises:
-        TypeError: residuals of another kind, or dh_next is no array of the dtype of params.
-        ValueError: dh_next has not the shape of the state, or residuals of another cell or batch, where it shows.
-    """
-    if not isinstance(residuals, Residuals):
-        raise TypeError(f"residuals must be a Residuals, as step_forward makes it; got {checks.describe(residuals)}.")
-    x, h, gates = residuals
-    check_rows(params, h, x, cell)
-    there = (cell.reset == "after", params.g_f is not None, params.g_h is not None)
-    fits = isinstance(gates, Gates) and all(getattr(a, "shape", None) == h.shape for a in gates[:2])
-    if not fits or there != tuple(a is not None for a in gates[2:]):
-        raise ValueError("residuals must be those of step_forward for this cell and this batch; they are not.")
-    check_features("dh_next", dh_next, "..., ", params, "b_h")
-    checks.check_shape("dh_next", dh_next, h.shape, "the shape of the state")
-    loop = turned(arrange(params, cell))
-    dh, dz_f, dz_h = retreat(loop, h, gates, None, dh_next, cell)
-    dparams, dx = collect(loop, x, h, gates, dz_f, dz_h, cell)
-    return dparams, dh, dx

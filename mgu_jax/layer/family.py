@@ -1,4 +1,4 @@
-"""The family of one-gate cells: ``Cell``, the specification of a member, and the members that have names."""
+"""The family of one-gate cells: ``Cell``, the specification of a member, and the named members."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +11,20 @@ ACTIVATIONS = ("tanh", "relu", "identity")
 
 @dataclass(frozen=True)
 class Cell:
-    """A member of the family: static and hashable, it travels through ``jit`` as a constant.
+    """A member of the family. It is frozen and hashable, so ``jit`` treats it as a constant.
 
     Attributes:
-        gate: what feeds the gate, some of "x", "h", "b" in this order.
+        gate: what feeds the gate: the letters of input x, state h and bias b, in this order ("xhb", "xh", "h", ...).
         reset: whether f scales the state "before" its product with U_h, the product "after" it, or "none".
         update: how much of the candidate enters the state, "f" (the paper's sign) or "1-f" (Flax's).
-        candidate: what feeds the candidate, "xhb", or "xb" for one that does not see the state.
+        candidate: what feeds the candidate, "xhb", or "xb" for a candidate that does not see the state.
         recurrence: "dense" (U is [H, H]) or "diagonal" (U is [H], the recurrence is elementwise).
         activation: of the candidate, "tanh", "relu" or "identity".
-        layer_norm: normalise each pre-activation over its H features before the bias, z = g*(s - mean)/std + b
-            (Ba, Kiros and Hinton 2016, arXiv 1607.06450), with gains g_f and g_h.
+        layer_norm: whether each pre-activation is normalised over its H features before the bias, with gains g_f and
+            g_h: z = g*(s - mean)/std + b (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
 
     Raises:
-        ValueError: a value that is not among these, or a reset of a candidate that does not see the state.
+        ValueError: an unknown value, or a reset for a candidate that does not see the state.
     """
 
     gate: str = "xhb"
@@ -47,7 +47,7 @@ class Cell:
             raise ValueError(f"reset must be 'none' for a candidate that does not see the state; got {self.reset!r}.")
 
     def shapes(self, input_size: int, hidden_size: int) -> Params:
-        """``Params`` of shapes for D input and H hidden features; ``None`` for a term that the member lacks."""
+        """A ``Params`` of the shapes for D input and H hidden features, ``None`` for a term that the member lacks."""
         W, b = (input_size, hidden_size), (hidden_size,)
         U = b if self.recurrence == "diagonal" else (hidden_size, hidden_size)
         return Params(
@@ -69,9 +69,9 @@ class Cell:
 
     @property
     def joint(self) -> bool:
-        """Whether both products of a step act on the same rows, so that one of width 2H serves."""
-        both_see_it = "h" in self.gate and "h" in self.candidate
-        return self.reset != "before" and self.recurrence == "dense" and both_see_it
+        """Whether U_f and U_h multiply the same rows in a step, so that one product of width 2H can replace the two."""
+        both_see_h = "h" in self.gate and "h" in self.candidate
+        return self.reset != "before" and self.recurrence == "dense" and both_see_h
 
 
 MGU = Cell()  # Zhou et al. 2016, arXiv 1603.09420
@@ -86,6 +86,6 @@ MIN_GRU = Cell(gate="xb", candidate="xb", reset="none", activation="identity")  
 
 
 def check_cell(cell: Any) -> None:
-    """``cell`` is a member of the family."""
+    """Raise TypeError unless cell is a member of the family."""
     if not isinstance(cell, Cell):
         raise TypeError(f"cell must be an mgu_jax.Cell, such as mgu_jax.MGU; got {checks.describe(cell)}.")

@@ -17,7 +17,7 @@ Initializer = Callable[..., Array]
 
 @dataclass(frozen=True)
 class Chrono:
-    """Forget biases for memories of 2 to ``longest`` steps, each unit its own; made by ``chrono``."""
+    """Draws forget biases for memories of 2 to ``longest`` steps, one per unit; made by ``chrono``."""
 
     longest: int
 
@@ -26,7 +26,7 @@ class Chrono:
 
 
 def chrono(longest: int) -> Chrono:
-    """Chrono initialisation, for ``forget_bias``: b_f = -log U[1, longest - 1] in the paper's sign.
+    """A chrono initialiser for ``forget_bias``: b_f = -log U[1, longest - 1] in the paper's sign.
 
     A unit with b_f = -log n forgets over about n steps (Tallec and Ollivier 2018, arXiv 1804.11188, section 3).
 
@@ -34,7 +34,7 @@ def chrono(longest: int) -> Chrono:
         longest: T_max, the longest dependency in steps, at least 3.
 
     Raises:
-        ValueError: longest is no whole number of at least 3.
+        ValueError: longest is not a whole number of at least 3.
     """
     checks.check_size("longest", longest, least=3)
     return Chrono(int(longest))
@@ -53,17 +53,17 @@ def _identity(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def _orthogonal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """JAX's, and under ``vmap`` one matrix after the other.
+    """A matrix from JAX's orthogonal initialiser; under ``vmap``, one matrix after another.
 
-    Of two batched QR decompositions in one program XLA's CPU runs both at once, and in a pool of few threads they may
-    wait for each other for ever (seen with jaxlib 0.10.2 on two cores).
+    XLA's CPU backend runs two batched QR decompositions of one program at the same time, and in a pool of few threads
+    they may wait for each other for ever (seen with jaxlib 0.10.2 on two cores).
     """
     draw = jax.nn.initializers.orthogonal()
     return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
 
 
 def _schemes(hidden_size: int) -> dict[str, tuple[Initializer, Initializer]]:
-    """Name -> (how W is drawn, how U is drawn), for a layer of width H."""
+    """Name -> (initialiser of W, initialiser of U), for a layer of width H."""
     uniform, notebook = _between(hidden_size**-0.5), _between(0.05)
     glorot = jax.nn.initializers.glorot_uniform()
     return {
@@ -91,31 +91,29 @@ def init(
     recurrent_scale: Any = 1.0,
     dtype: Any = jnp.float32,
 ) -> Params:
-    """Initial parameters of one layer.
+    """The initial ``Params`` of one layer. Biases other than b_f are zero, and gains are one.
 
     Args:
-        key: one PRNG key. Every array gets a key of its own from it, so that a member which lacks a term draws the
-            others as its relatives do.
+        key: one PRNG key. It is split into one key per array, so that all members draw equal values for the terms that
+            they share.
         input_size: D, at least 1.
         hidden_size: H, at least 1.
         cell: the member of the family.
         initializer: "orthogonal" (orthogonal U, Glorot W), "lecun" (orthogonal U, and W from a normal distribution of
-            variance 1/D, as Flax draws them: larger where D is small), "glorot" (both), "uniform" (both from
-            U(-1/sqrt(H), 1/sqrt(H)), as PyTorch draws them), "identity" (U = I, Glorot W; Le, Jaitly and Hinton 2015,
-            arXiv 1504.00941), "notebook" (both from U(-0.05, 0.05)) or "notebook_normal" (both from N(-0.05, 0.1^2),
-            which is what the notebook's code drew). A diagonal U, [H], has no fan-in and no orthogonal form: where
-            these need one, it is drawn from U(-1/sqrt(H), 1/sqrt(H)).
+            variance 1/D, as Flax draws them: larger where D is small), "glorot" (both Glorot), "uniform"
+            (both from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch draws them), "identity" (U = I, Glorot W; Le, Jaitly and
+            Hinton 2015, arXiv 1504.00941), "notebook" (both from U(-0.05, 0.05)) or "notebook_normal" (both from
+            N(-0.05, 0.1^2), as the notebook's code draws them). A diagonal U, [H], has no fan-in and no orthogonal
+            form, so "orthogonal", "lecun" and "glorot" draw it from U(-1/sqrt(H), 1/sqrt(H)).
         forget_bias: the initial b_f, a number or [H], in the paper's sign: -1, the default, remembers, and +1
-            overwrites; or ``chrono(T_max)``. A member whose update is "1-f" gets its negative, so that it means the
-            same. May be traced. A member without b_f has none to set.
-        recurrent_scale: factor on U_f and U_h, such as 0.01 with "identity". May be traced.
+            overwrites; or ``chrono(T_max)``. A member whose update is "1-f" gets its negative, which has the same
+            effect. It may be traced, and a member without b_f ignores it.
+        recurrent_scale: factor on U_f and U_h, such as 0.01 with "identity"; it may be traced.
         dtype: float32, float64, bfloat16 or float16.
 
-    Returns:
-        ``Params``; the other biases are zero, gains one.
-
     Raises:
-        TypeError: cell is no Cell, key is not one PRNG key, dtype is not floating, or recurrent_scale is no number.
+        TypeError: cell is not a Cell, key is not one PRNG key, dtype is not floating, or recurrent_scale is not a
+            number.
         ValueError: a size below 1, an unknown initializer, a forget_bias of another shape, or chrono for a member
             without b_f.
     """
@@ -131,7 +129,7 @@ def init(
             raise ValueError(f"forget_bias can be chrono only for a gate with a bias; got gate={cell.gate!r}.")
     else:
         checks.check_numbers("forget_bias", forget_bias, hidden_size)
-    drawn = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # QR and the like know no half precision
+    drawn = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # QR has no half precision
 
     draw_W, draw_U = _schemes(hidden_size)[initializer]
     if cell.recurrence == "diagonal" and initializer in ("orthogonal", "lecun", "glorot"):

@@ -2,32 +2,40 @@
 
     n = (s - mean(s)) / std(s),    z = g*n
 
-A gain of ``None`` stands for no normalisation: s goes through as it is.
+A member without layer normalisation has no gain: g is ``None``, and z is s.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from mgu_jax.layer.params import Term
 from mgu_jax.layer.products import like
 
 _EPSILON = 1e-6  # added to the variance
 
 
-def normalise(s: Any, gain: Any) -> tuple[Any, Any]:
-    """s [..., H], gain [H] -> z [..., H], and (n, 1/std) for the backward."""
+class Normalised(NamedTuple):
+    """What ``normalise`` keeps for its backward."""
+
+    n: Array  # [..., H]
+    inverse: Array  # [..., 1], 1/std
+
+
+def normalise(s: Term, gain: Term) -> tuple[Term, Normalised | None]:
+    """z [..., H], and what the backward needs, for s [..., H] and a gain [H]."""
     if gain is None:
         return s, None
     centred = s - jnp.mean(s, -1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + _EPSILON)
     n = centred * inverse
-    return n * like(gain, n), (n, inverse)
+    return n * like(gain, n), Normalised(n, inverse)
 
 
-def normalise_backward(dz: Array, gain: Any, norm: Any) -> Array:
-    """The cotangent of s from that of z. That of the gain is dz*n, summed over the rows."""
-    if gain is None:
+def normalise_backward(dz: Array, gain: Term, norm: Normalised | None) -> Array:
+    """ds [..., H], the cotangent of s, from the cotangent dz of z. That of the gain is dz*n, summed over the rows."""
+    if norm is None:
         return dz
     n, inverse = norm
     dn = dz * like(gain, dz)

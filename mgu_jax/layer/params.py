@@ -1,4 +1,4 @@
-"""The notation of the whole project, the parameters of a layer, and how many they are.
+"""The notation of the whole project, and the parameters of a layer: their shapes, counts and checks.
 
     T time steps    B batch    D input features    H hidden features    K output features
 
@@ -16,6 +16,10 @@ import numpy as np
 
 from mgu_jax import checks
 
+# An array (of JAX or NumPy, perhaps traced), or None where the member of the family lacks the term. Only the cell says
+# which of the two it is, so a type checker cannot know.
+Term = Any
+
 
 class Params(NamedTuple):
     """The parameters of one layer, 2H(H + D + 1) numbers for the paper's cell (equations 6a to 6c):
@@ -27,39 +31,39 @@ class Params(NamedTuple):
     A term that a member of the family lacks is ``None``.
     """
 
-    W_f: Any  # [D, H]  input to gate
-    U_f: Any  # [H, H]  state to gate; [H] where the recurrence is diagonal
-    b_f: Any  # [H]     gate bias; negative remembers, positive overwrites
-    W_h: Any  # [D, H]  input to candidate
-    U_h: Any  # [H, H]  state to candidate; [H] where the recurrence is diagonal
-    b_h: Any  # [H]     candidate bias
-    b_r: Any = None  # [H]  bias inside the reset, of the members that reset after the product
-    g_f: Any = None  # [H]  gain of the gate's layer normalisation, of the members that have it
-    g_h: Any = None  # [H]  gain of the candidate's
+    W_f: Term  # [D, H]  input to gate
+    U_f: Term  # [H, H]  state to gate; [H] where the recurrence is diagonal
+    b_f: Term  # [H]     gate bias; negative remembers, positive overwrites
+    W_h: Term  # [D, H]  input to candidate
+    U_h: Term  # [H, H]  state to candidate; [H] where the recurrence is diagonal
+    b_h: Term  # [H]     candidate bias
+    b_r: Term = None  # [H]  bias inside the reset, of members that reset after the product
+    g_f: Term = None  # [H]  gain of the gate's layer normalisation, of members that have it
+    g_h: Term = None  # [H]  gain of the candidate's layer normalisation
 
 
 def count(params: Any) -> int:
-    """How many numbers a pytree of arrays holds: 2H(H + D + 1) for one layer of the paper's cell."""
+    """The number of numbers in a pytree of arrays: 2H(H + D + 1) for one layer of the paper's cell."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def gru_count(input_size: int, hidden_size: int) -> int:
-    """Parameters of one GRU layer, 3H(H + D + 1), as the paper counts them (one bias a gate)."""
+    """The number of parameters of one GRU layer, 3H(H + D + 1), as the paper counts them (one bias per gate)."""
     return 3 * hidden_size * (hidden_size + input_size + 1)
 
 
 def lstm_count(input_size: int, hidden_size: int) -> int:
-    """Parameters of one LSTM layer, 4H(H + D + 1), as the paper counts them (one bias a gate)."""
+    """The number of parameters of one LSTM layer, 4H(H + D + 1), as the paper counts them (one bias per gate)."""
     return 4 * hidden_size * (hidden_size + input_size + 1)
 
 
 def summary(params: Params) -> str:
-    """A table of one layer: names, shapes, dtypes, counts and bytes, and the ratio to a GRU and an LSTM of its size.
+    """A table of one layer as text: names, shapes, dtypes, counts and bytes, and the ratios to a GRU and an LSTM.
 
-    The counts of GRU and LSTM are the paper's, with one bias a gate.
+    The counts of a GRU and an LSTM of the same size are the paper's, with one bias per gate.
 
     Raises:
-        TypeError: something else than a ``Params`` of arrays.
+        TypeError: params is not a ``Params`` of arrays.
     """
     if not isinstance(params, Params):
         came = type(params).__name__
@@ -83,11 +87,11 @@ def summary(params: Params) -> str:
 
 
 def check_params(params: Any, cell: Any) -> tuple[int, int]:
-    """``params`` fits ``cell``; returns the feature sizes (D, H) that it was made for.
+    """The sizes (D, H) of params, which fit the cell.
 
     Raises:
-        TypeError: not a ``Params``, an entry that is no floating array, or entries of different dtypes.
-        ValueError: a term that the cell lacks or needs, or shapes that do not belong together.
+        TypeError: params is not a ``Params``, an entry is not a floating array, or the dtypes differ.
+        ValueError: params has a term that the cell lacks or lacks one that it needs, or the shapes do not fit.
     """
     if not isinstance(params, Params):
         raise TypeError(f"params must be an mgu_jax.Params, as mgu_jax.init makes it; got {checks.describe(params)}.")
@@ -116,10 +120,10 @@ def check_params(params: Any, cell: Any) -> tuple[int, int]:
 
 
 def check_features(name: str, value: Any, leading: str, params: Params, source: str) -> None:
-    """``value [leading..., features]`` has the dtype of ``params`` and the features of the weight named ``source``.
+    """Raise TypeError or ValueError unless value has the dtype of params and the features of params' ``source``.
 
-    ``source`` is "W_h" for inputs (its rows) and "b_h" for states (its length); ``leading`` is what stands before the
-    features in the text of an error, as "T, ..., ".
+    ``source`` is "W_h" for inputs (its rows) and "b_h" for states (its length). ``leading`` names the axes before the
+    features in the text of an error, such as "T, ..., ".
     """
     weight = getattr(params, source)
     checks.check_array(name, value, checks.dtype_of(params.W_h), "the dtype of params")
@@ -132,14 +136,17 @@ def check_features(name: str, value: Any, leading: str, params: Params, source: 
 
 
 def check_state(name: str, value: Any, batch: tuple[int, ...], params: Params, of: str = "xs") -> None:
-    """``value`` is a state [batch..., H] for the inputs called ``of``."""
+    """Raise TypeError or ValueError unless value is a state [batch..., H] for the inputs that are named ``of``."""
     check_features(name, value, "..., ", params, "b_h")
     shape = (*batch, value.shape[-1])
     checks.check_shape(name, value, shape, f"the batch of {of} and the width of params")
 
 
 def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = "lengths", of: str = "xs") -> None:
-    """Whole numbers in [0, T], one a sequence; values are looked at only where they are not traced."""
+    """Raise TypeError or ValueError unless lengths is ``None``, or one whole number in [0, T] per sequence.
+
+    Traced values cannot be checked and pass.
+    """
     if lengths is None:
         return
     if not isinstance(lengths, jax.Array | np.ndarray) or not jnp.issubdtype(lengths.dtype, jnp.integer):
@@ -152,7 +159,7 @@ def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = 
 
 
 def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs") -> None:
-    """One bool a step and sequence."""
+    """Raise TypeError or ValueError unless resets is ``None``, or one bool per step and sequence."""
     if resets is None:
         return
     if not isinstance(resets, jax.Array | np.ndarray) or resets.dtype != bool:

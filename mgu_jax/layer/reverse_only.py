@@ -1,12 +1,13 @@
-"""A clear sentence where a hand-written backward pass meets forward-mode differentiation.
+"""One clear sentence where forward-mode differentiation meets the hand-written backward pass.
 
-``jax.custom_vjp`` has no forward mode, and says so from deep inside JAX, at a place that names neither the function nor
-the way out. ``reverse_only`` is the identity, and its derivative is a linear map of its own: reverse mode transposes
-that map away before anything runs, forward mode has to run it, and that raises. Derivatives of a gradient in either
-mode (``jax.hessian``, Hessian-vector products) never meet it, since the gradient has been through it by then.
+``jax.custom_vjp`` has no forward mode. Its own error comes from deep inside JAX and names neither the function nor the
+alternative. ``reverse_only`` is the identity, with a derivative that is a separate linear primitive: reverse mode
+transposes the primitive away before anything runs, and forward mode has to run it, which raises. JAX's
+``linear_call`` could not do this, since it traces its function in reverse mode too. Derivatives of a gradient in either
+mode (``jax.hessian``, Hessian-vector products) never meet the primitive, since the gradient has removed it.
 
-A forward mode that is batched inside of ``jit`` (``jit`` of ``jacfwd``, ``jacfwd`` of ``jit``) cannot be told from a
-reverse mode that is batched before it is transposed, and still ends in ``custom_vjp``'s own words.
+Under ``jit``, a batched forward mode (``jit`` of ``jacfwd``, ``jacfwd`` of ``jit``) looks like a reverse mode that is
+batched before it is transposed, and still raises the error of ``custom_vjp``.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 
 SENTENCE = (
     "implementation 'manual' has a hand-written backward pass and no forward mode (jvp, jacfwd, linearize): "
-    "use implementation='autodiff' there."
+    "use implementation='autodiff' instead."
 )
 
 
@@ -43,5 +44,5 @@ _identity.defjvp(lambda primals, tangents: (primals[0], _tangent.bind(tangents[0
 
 
 def reverse_only(tree: Any) -> Any:
-    """The same arrays; differentiating through them in forward mode raises ``TypeError``."""
+    """The same arrays; forward-mode differentiation through them raises ``TypeError``."""
     return jax.tree.map(_identity, tree)

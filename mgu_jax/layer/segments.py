@@ -1,7 +1,7 @@
-"""Time in segments: a loop over time does at once, segment by segment, what does not have to wait for the step before.
+"""Time in segments: what does not have to wait for the previous step is done for all steps of a segment at once.
 
-Done for all steps at once, input products and weight gradients fill buffers of T*B*H numbers that are written to
-memory and read back; for a segment of steps whose buffers fit a processor's cache, none of that is needed.
+If it were done for all T steps at once, input products and weight gradients would fill buffers of T*B*H numbers, which
+go to memory and back. The buffers of a segment fit a processor's cache.
 """
 
 import math
@@ -13,24 +13,25 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 SAVE = ("gates", "states", "segments")
-_SMALL = 2**21  # bytes of the states of a sequence that is best done in one segment
-_CACHE = 2**19  # bytes of the states of a segment, where there are several
+_SMALL = 2**21  # bytes of states up to which a whole sequence is one segment
+_CACHE = 2**19  # bytes of states in one segment of several
 
 
 def is_known(size: Any) -> bool:
-    """Whether a size is a number, and not a symbol of ``jax.export``."""
+    """Whether a size is a number and not a symbol of ``jax.export``."""
     return isinstance(size, int)
 
 
 def length(save: str, steps: int, state_bytes: int, on_cpu: bool = True) -> int:
-    """How many steps make a segment, if the user does not say.
+    """The number of steps in a segment where the user does not choose it; ``state_bytes`` is the size of one h [B, H].
 
-    A segment's states fill half a MiB: a segment needs about ten times that while it is worked on, and what stays in
-    the cache is neither allocated nor fetched. What saves memory takes shorter segments, a sixth of the steps or their
-    square root. Segments of equal length, if there are any at up to twice the number, compile to one loop instead of
-    two. All this is measured on CPUs; elsewhere a segment is what memory asks for. Under ``vmap`` the bytes are those
-    of one member.
-    Where ``jax.export`` leaves a size open, nothing can be weighed, and one segment takes all steps.
+    On a CPU the states of a segment fill half a MiB. Working on a segment takes about ten times that, which stays in
+    the cache. With save="states" a segment has at most a sixth of the steps, with save="segments" at most their square
+    root, since memory is the aim there; on other devices these are the only bounds. The number of segments may be up
+    to twice as large as needed if they can then have equal lengths, and compile to one loop instead of two. All this
+    was measured on CPUs.
+
+    Under ``vmap`` the bytes are those of one member. If ``jax.export`` leaves a size open, the result is ``steps``.
     """
     if not (is_known(steps) and is_known(state_bytes)):
         return steps
@@ -45,9 +46,9 @@ def length(save: str, steps: int, state_bytes: int, on_cpu: bool = True) -> int:
 
 
 def cut(rows: Any, length: int, reverse: bool) -> list[Any]:
-    """rows [T, ...] as stacks of segments [C, length, ...], in the order of running.
+    """Stacks of segments [C, length, ...], in the order in which they run, from rows [T, ...].
 
-    Steps that are left over make a stack of one shorter segment, which runs last.
+    If length does not divide T, the remaining steps are a second stack with one shorter segment, which runs last.
     """
     steps = jax.tree.leaves(rows)[0].shape[0]
     if not is_known(steps):
@@ -59,7 +60,7 @@ def cut(rows: Any, length: int, reverse: bool) -> list[Any]:
         count = max(1, (last - first) // length)
         return a[first:last].reshape(count, (last - first) // count, *a.shape[1:])
 
-    # Without any step there is one segment of none.
+    # T = 0 gives one segment without steps.
     kept = [(i, j) for i, j in spans if i < j] or spans[:1]
     return [jax.tree.map(lambda a, i=i, j=j: stack(a, i, j), rows) for i, j in kept]
 
@@ -72,11 +73,13 @@ def join(stacks: list[Any], reverse: bool) -> Any:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *(flat[::-1] if reverse else flat))
 
 
-def over(segment: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stacks: list[Any], reverse: bool) -> Any:
-    """``lax.scan`` of ``segment`` over all segments of all stacks: the last carry, and the outputs as stacks."""
+def over(
+    segment: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stacks: list[Any], reverse: bool
+) -> tuple[Any, list[Any]]:
+    """The last carry, and the outputs as stacks, of ``segment(carry, rows)`` for one segment after another."""
     outputs = []
     for stack in stacks:
-        if jax.tree.leaves(stack)[0].shape[0] == 1:  # no loop around one segment
+        if jax.tree.leaves(stack)[0].shape[0] == 1:  # one segment needs no loop
             carry, output = segment(carry, jax.tree.map(lambda a: a[0], stack))
             output = jax.tree.map(lambda a: a[None], output)
         else:

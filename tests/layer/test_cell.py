@@ -1,4 +1,4 @@
-"""One step: the notebook's golden numbers, the oracle, and the step's backward."""
+"""One step and its backward: against the notebook's golden numbers, the oracle and autodiff."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 import mgu_jax as mgu
 from tests import laws
 
-# Every member with one batch axis; the paper's with any.
+# Every member with one batch axis; the paper's cell also without and with two.
 cells = pytest.mark.parametrize(
     ("name", "batch"), [*((name, (3,)) for name in laws.CELLS), ("MGU", ()), ("MGU", (2, 3))], ids=str
 )
@@ -24,7 +24,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("h", "f", "c", "expected"), GOLDEN)
 def test_golden_numbers_of_the_notebook(x64, h, f, c, expected):
-    """With zero weights the biases alone set gate and candidate, so the update rule stands by itself."""
+    """With zero weights the biases alone set gate and candidate, so only the update rule is tested."""
     zero, one = jnp.zeros((1, 1)), jnp.ones(1)
     params = mgu.Params(zero, zero, one * np.log(f / (1 - f)), zero, zero, one * np.arctanh(c))
     new, residuals = mgu.step_forward(params, one * h, jnp.zeros(1))

@@ -1,4 +1,4 @@
-"""Saturated and extreme inputs: finite outputs and gradients wherever the true ones are finite."""
+"""Saturated and extreme inputs give finite outputs and gradients wherever the true ones are finite."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from tests import laws
 LARGEST, DENORMAL = float(np.finfo(np.float32).max), 1e-42
 
 
-def exactly_one_input(cell, x, h, seed=0):
-    """D = H = 1 and weights below 1 in size, so that no true product overflows."""
+def one_unit(cell, x, h, seed=0):
+    """A case with D = H = 1 and weights below 1 in size, so that no true product overflows."""
     case = laws.case(cell, 3, (1,), 1, 1, seed)
     params = jax.tree.map(lambda a: np.clip(a, -0.9, 0.9), case.params)
     return case._replace(params=params, xs=np.full_like(case.xs, x), h0=np.full_like(case.h0, h))
@@ -23,7 +23,7 @@ def exactly_one_input(cell, x, h, seed=0):
 @pytest.mark.parametrize("h", [0.0, 1.0, -1e4, DENORMAL])
 @pytest.mark.parametrize("x", [1e4, -1e4, DENORMAL, -DENORMAL, LARGEST, -LARGEST, 0.0])
 def test_finite_where_the_truth_is(cell, implementation, x, h):
-    case = exactly_one_input(cell, x, h)
+    case = one_unit(cell, x, h)
     outputs, grads = laws.gradients(case, "float32", cell, implementation=implementation)
     true_outputs, true_grads = laws.expected(case, cell)
     assert all(np.isfinite(a).all() for a in outputs.values())
@@ -38,9 +38,9 @@ def test_finite_where_the_truth_is(cell, implementation, x, h):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("h", [LARGEST, -LARGEST])
 @pytest.mark.parametrize("x", [0.0, 1e4, -1e4])
-def test_the_largest_state_where_the_truth_is_finite(x, h, seed):
-    """The hand-written backward alone: autodiff multiplies the state before the gate's slope, and overflows."""
-    case = exactly_one_input(mgu.MGU, x, h, seed)
+def test_the_largest_state_has_a_finite_gradient_where_the_truth_is_finite(x, h, seed):
+    """Only "manual" is tested: autodiff overflows, since it multiplies by the state before the gate's slope."""
+    case = one_unit(mgu.MGU, x, h, seed)
     _, grads = laws.gradients(case, "float32", mgu.MGU)
     _, true_grads = laws.expected(case, mgu.MGU)
     for name, gradient in grads.items():

@@ -1,4 +1,4 @@
-"""Oracles that are not ours: flax.linen.MGUCell, with and without its reset, is FLAX_MGU and UGRNN."""
+"""An independent oracle: flax.linen.MGUCell with its reset is FLAX_MGU, and without it UGRNN."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ nn = pytest.importorskip("flax.linen")
 
 
 def to_flax(params, reset_gate):
-    """Our parameters in Flax's names. Without the reset, Flax's gate is one minus ours: its weights change sign."""
+    """Our parameters under Flax's names. Without the reset, Flax's gate is 1 - f: its weights change sign."""
     sign = 1 if reset_gate else -1
     recurrent = {"kernel": params.U_h} | ({"bias": params.b_r} if reset_gate else {})
     return {
@@ -23,7 +23,7 @@ def to_flax(params, reset_gate):
     }
 
 
-@pytest.mark.filterwarnings("ignore")  # Flax's own
+@pytest.mark.filterwarnings("ignore")  # Flax warns
 @pytest.mark.parametrize(("reset_gate", "cell"), [(True, mgu.FLAX_MGU), (False, mgu.UGRNN)])
 def test_mgu_cell_of_flax(x64, reset_gate, cell):
     case = laws.case(cell, 9)
@@ -50,7 +50,7 @@ def test_mgu_cell_of_flax(x64, reset_gate, cell):
 
 
 def test_paper_and_flax_are_different_functions():
-    """With a reset, no sign of the gate's weights turns one into the other; the same weights differ visibly."""
+    """With a reset, neither sign of the gate's weights makes the two equal."""
     params = mgu.init(jax.random.key(0), 3, 5, mgu.FLAX_MGU)
     xs = jax.random.normal(jax.random.key(1), (9, 2, 3))
     flax, _ = mgu.scan(params, xs, cell=mgu.FLAX_MGU)

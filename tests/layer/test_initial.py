@@ -32,11 +32,11 @@ def test_orthogonal_and_glorot_are_the_default():
     limit = (6 / 70) ** 0.5
     for W in (params.W_f, params.W_h):
         assert 0.9 * limit < np.abs(W).max() <= limit
-    assert np.abs(params.U_f - params.U_h).max() > 0.1  # each array has a key of its own
+    assert np.abs(params.U_f - params.U_h).max() > 0.1  # each array has a separate key
 
 
-def test_no_qr_of_a_batch():
-    """Two of them in one program hang on some CPUs."""
+def test_qr_is_never_batched():
+    """Two batched QR decompositions in one program hang on some CPUs."""
     model = mgu.Model(3, (4, 4), 2, bidirectional="concatenate")
     program = jax.make_jaxpr(jax.vmap(jax.vmap(model.init)))(jax.random.split(jax.random.key(0), (2, 3)))
     assert set(re.findall(r":(\S+) = qr\[", str(program))) == {"f32[4,4]"}
@@ -59,7 +59,7 @@ def test_other_initialisers(name, low, high, mean, std):
         assert abs(weight.std() - std) < 0.05 * std
 
 
-def test_forget_bias_remembers_by_default():
+def test_default_forget_bias_remembers():
     params = mgu.init(jax.random.key(0), 3, 4)
     np.testing.assert_array_equal(params.b_f, -np.ones(4))
     np.testing.assert_array_equal(params.b_h, np.zeros(4))
@@ -67,7 +67,7 @@ def test_forget_bias_remembers_by_default():
     np.testing.assert_allclose(h, 1 - oracle.sigmoid(-1.0), rtol=1e-6)
 
 
-def test_forget_bias_may_be_traced_and_one_for_each_unit():
+def test_forget_bias_may_be_traced_or_given_per_unit():
     def bias(value):
         return mgu.init(jax.random.key(0), 3, 4, forget_bias=value).b_f
 
@@ -76,7 +76,7 @@ def test_forget_bias_may_be_traced_and_one_for_each_unit():
     np.testing.assert_array_equal(bias(np.arange(4.0)), np.arange(4.0))
 
 
-def test_same_key_same_parameters_other_key_others():
+def test_parameters_depend_on_the_key_alone():
     a, b, c = (mgu.init(jax.random.key(seed), 3, 4) for seed in (0, 0, 1))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     assert not np.array_equal(a.W_f, c.W_f)
@@ -87,7 +87,7 @@ def test_old_style_keys_work():
 
 
 def formula(name, D, H):
-    """Parameters of one layer, from the papers."""
+    """The number of parameters of one layer, as in the papers."""
     return {
         "MGU": 2 * H * (H + D + 1),
         "MGU1": 2 * H * (H + D + 1) - D * H,  # Heck and Salem: without W_f
@@ -108,18 +108,18 @@ def test_counts_of_the_family(name, D, H):
 
 
 @pytest.mark.parametrize("name", laws.CELLS)
-def test_every_member_has_its_terms_and_no_others(name):
+def test_every_member_has_exactly_its_terms(name):
     cell = laws.CELLS[name]
     params = mgu.init(jax.random.key(0), 3, 4, cell)
     shapes = cell.shapes(3, 4)
     assert [None if a is None else a.shape for a in params] == list(shapes)
     relative = mgu.init(jax.random.key(0), 3, 4, mgu.MGU)
-    np.testing.assert_array_equal(params.W_h, relative.W_h)  # a missing term does not move the others' keys
+    np.testing.assert_array_equal(params.W_h, relative.W_h)  # a missing term does not change the keys of the others
 
 
 @pytest.mark.parametrize("name", laws.CELLS)
-def test_forget_bias_means_the_same_for_every_member(name):
-    """-5 keeps almost all of the state, 5 overwrites it, whatever the sign of the update."""
+def test_forget_bias_has_the_same_effect_on_every_member(name):
+    """-5 keeps almost all of the state and 5 overwrites it, for both signs of the update."""
     cell = laws.CELLS[name]
     for bias, low, high in ((-5.0, 0.98, 1.0), (5.0, 0.0, 0.02)):
         params = jax.tree.map(jnp.zeros_like, mgu.init(jax.random.key(0), 3, 4, cell))
@@ -151,8 +151,8 @@ def test_identity_and_recurrent_scale():
     np.testing.assert_array_equal(diagonal.U_h, np.ones(4))
 
 
-def test_lecun_is_what_flax_draws_from():
-    """The variance of W is 1/D, whatever H; U is orthogonal."""
+def test_lecun_draws_from_the_distributions_of_flax():
+    """The variance of W is 1/D for any H, and U is orthogonal."""
     params = mgu.init(jax.random.key(1), 20, 500, initializer="lecun")
     for W in (params.W_f, params.W_h):
         assert abs(W.std() - 20**-0.5) < 0.02 * 20**-0.5
@@ -169,7 +169,7 @@ def test_a_diagonal_recurrence_is_drawn_from_a_bounded_interval(initializer):
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("initializer", ["orthogonal", "uniform", "identity", "notebook_normal"])
 def test_half_precision(half, initializer):
-    """Drawn in float32 and rounded."""
+    """Values are drawn in float32 and rounded."""
     single, rounded = (mgu.init(jax.random.key(0), 3, 4, initializer=initializer, dtype=d) for d in ("float32", half))
     for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(rounded), strict=True):
         np.testing.assert_array_equal(a.astype(half), b)

@@ -1,4 +1,4 @@
-"""An oracle that is not ours: Keras's GRU, reset before and gates tied, is the paper's MGU (z = 1 - f, r = f)."""
+"""An independent oracle: Keras's GRU with reset before and tied gates (z = 1 - f, r = f) is the paper's MGU."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ keras = pytest.importorskip("keras")
 
 
 def tied_gru(params, H):
-    """Keras stacks [z | r | h]; its state is z*h + (1 - z)*c, so z takes the negated weights of f."""
+    """A function of our params. Keras stacks [z | r | h], and h' = z*h + (1 - z)*c, so z takes f's negated weights."""
     options = {"return_sequences": True, "return_state": True, "dtype": "float64"}
-    # Keras's own tanh goes through float32 on a CPU.
+    # Keras's tanh computes in float32 on a CPU.
     layer = keras.layers.GRU(H, reset_after=False, activation=jnp.tanh, **options)
 
     def outputs(params, xs, h0):
@@ -29,7 +29,7 @@ def tied_gru(params, H):
     return outputs
 
 
-@pytest.mark.filterwarnings("ignore")  # Keras's own
+@pytest.mark.filterwarnings("ignore")  # Keras warns
 def test_tied_gru_of_keras(x64):
     case = laws.case(mgu.MGU, 9)
     params, xs, h0, *cotangents = laws.cast(tuple(case), "float64")

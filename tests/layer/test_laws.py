@@ -12,20 +12,21 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import mgu_jax as mgu
+from mgu_jax.layer import segments
 from tests import laws
 from tests.conftest import double_precision
 
 
 def pairs_of(*names):
-    """(implementation, name) for these cells; the rest of all pairs is marked slow."""
+    """A parametrization by (implementation, name) over all pairs; those with other cells than ``names`` are slow."""
     return pytest.mark.parametrize(
         ("implementation", "name"),
         [pytest.param(i, name, marks=[] if name in names else pytest.mark.slow) for i, name in laws.PAIRS],
     )
 
 
-named_pairs = pairs_of(*laws.NAMED)  # the members that have names
-few_pairs = pairs_of("MGU", "RESET_AFTER_MGU", "DIAGONAL_MGU", "MIN_GRU")  # one of each kind of program
+named_pairs = pairs_of(*laws.NAMED)
+few_pairs = pairs_of("MGU", "RESET_AFTER_MGU", "DIAGONAL_MGU", "MIN_GRU")  # one for each kind of program
 other_pairs = pytest.mark.parametrize(("implementation", "name"), laws.OTHER_PAIRS)
 SIZES = ((0, 4), (0, 3), (1, 3), (1, 4))  # of T, B, D and H
 both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -51,65 +52,74 @@ def test_members_that_a_user_might_write(dtype, implementation, name):
     laws.equals_oracle(laws.case(cell), dtype, cell, implementation)
 
 
-# Which options are on. Every two of them occur together, and each without the other (tested below).
+# Which options are on, and what "manual" saves, with the number of steps in a segment (T is 6). Every two options occur
+# together, and each without the other; and every way to save occurs with every option (tested below).
 ROWS = [
-    (),
-    ("reverse", "lengths", "resets elsewhere", "recurrent_dropout", "zoneout", "dropconnect"),
-    ("reverse", "resets", "recurrent_dropout", "zoneout expected"),
-    ("reverse", "lengths", "recurrent_dropout", "dropconnect"),
-    ("lengths", "resets"),
-    ("lengths", "resets", "recurrent_dropout", "dropconnect", "zoneout expected"),
-    ("reverse", "dropconnect", "zoneout expected"),
+    ((), "gates", None),
+    (("reverse", "lengths", "resets elsewhere", "recurrent_dropout", "zoneout", "dropconnect"), "gates", None),
+    (("lengths", "resets", "recurrent_dropout", "zoneout expected", "dropconnect"), "gates", None),
+    (("reverse", "resets", "recurrent_dropout", "zoneout expected"), "gates", 4),
+    (("lengths", "resets elsewhere", "dropconnect"), "gates", 2),
+    (("lengths", "resets elsewhere", "recurrent_dropout"), "states", 4),
+    (("reverse", "zoneout", "dropconnect"), "states", 2),
+    (("resets elsewhere", "zoneout"), "segments", 4),
+    (("reverse", "lengths", "recurrent_dropout", "dropconnect"), "segments", 2),
 ]
+ALL = ROWS[1][0]
 
 
-def options(row):
-    return {k: v for name in row for k, v in laws.OPTIONS[name].items()}
+def options(names):
+    return {k: v for name in names for k, v in laws.OPTIONS[name].items()}
 
 
 def test_rows_cover_all_pairs_of_options():
     names = [name for name in laws.OPTIONS if name not in ("zoneout expected", "resets elsewhere")]
-    on = [{n.removesuffix(" expected").removesuffix(" elsewhere") for n in row} for row in ROWS]
+    on = [{n.removesuffix(" expected").removesuffix(" elsewhere") for n in row} for row, *_ in ROWS]
     for a, b in itertools.combinations(names, 2):
         assert {(a in row, b in row) for row in on} == set(itertools.product((False, True), repeat=2)), (a, b)
     for kind in ("zoneout", "zoneout expected", "resets", "resets elsewhere"):
         others = [name for name in names if not kind.startswith(name)]
-        assert all(any(kind in row and other in plain for row, plain in zip(ROWS, on, strict=True)) for other in others)
+        with_kind = [plain for (row, *_), plain in zip(ROWS, on, strict=True) if kind in row]
+        assert all(any(other in plain for plain in with_kind) for other in others), kind
+    for save, in_one in (("gates", True), *((save, False) for save in segments.SAVE)):
+        chosen = [
+            plain for (_, way, steps), plain in zip(ROWS, on, strict=True) if (way, steps is None) == (save, in_one)
+        ]
+        assert set(names) <= set().union(*chosen), save
+        assert not all("reverse" in plain for plain in chosen), save
 
 
 @named_pairs
-@pytest.mark.parametrize("row", ROWS[1:], ids=" ".join)
-def test_options_together(x64, implementation, name, row):
+@pytest.mark.parametrize(("row", "save", "segment"), ROWS[1:], ids=lambda value: str(value).strip("()"))
+def test_options_together(x64, implementation, name, row, save, segment):
     cell = laws.CELLS[name]
-    laws.equals_oracle(laws.case(cell, 6), "float64", cell, implementation, **options(row))
+    saving = {"save": save, "segment": segment} if implementation == "manual" else {}
+    laws.equals_oracle(laws.case(cell, 6), "float64", cell, implementation, **options(row), **saving)
 
 
 @other_pairs
-@pytest.mark.parametrize("row", ROWS[1:2], ids=["all"])
-def test_options_of_members_that_a_user_might_write(x64, implementation, name, row):
+def test_all_options_of_members_that_a_user_might_write(x64, implementation, name):
     cell = laws.CELLS[name]
-    laws.equals_oracle(laws.case(cell, 6), "float64", cell, implementation, **options(row))
+    laws.equals_oracle(laws.case(cell, 6), "float64", cell, implementation, **options(ALL))
 
 
 @few_pairs
 def test_all_options_in_float32_under_jit(implementation, name):
     cell = laws.CELLS[name]
     case = laws.case(cell, 6)
-    laws.equals_oracle(case, "float32", cell, implementation, transform=jax.jit, **options(ROWS[1]))
+    laws.equals_oracle(case, "float32", cell, implementation, transform=jax.jit, **options(ALL))
 
 
 @few_pairs
-@pytest.mark.parametrize(
-    ("compute_dtype", "row"), [("bfloat16", ()), ("float16", ROWS[1])], ids=["bfloat16", "float16"]
-)
-def test_compute_dtype_rounds_products_alone(implementation, name, compute_dtype, row):
-    """Close to the exact values, in the dtype of the parameters, and not equal to them."""
+@pytest.mark.parametrize(("compute_dtype", "names"), [("bfloat16", ()), ("float16", ALL)], ids=["bfloat16", "float16"])
+def test_compute_dtype_rounds_products_alone(implementation, name, compute_dtype, names):
+    """The results are close to the exact ones and differ from them, and keep the dtype of the parameters."""
     cell = laws.CELLS[name]
     case, tolerance = laws.case(cell, 6), laws.rounded(cell, compute_dtype)
-    chosen = options(row) | {"compute_dtype": compute_dtype}
+    chosen = options(names) | {"compute_dtype": compute_dtype}
     (outputs, grads), exact = (
         laws.gradients(case, "float32", cell, implementation=implementation, **chosen),
-        laws.gradients(case, "float32", cell, implementation=implementation, **options(row)),
+        laws.gradients(case, "float32", cell, implementation=implementation, **options(names)),
     )
     laws.assert_close(outputs, exact[0], tolerance)
     laws.assert_close(grads, exact[1], 2 * tolerance)
@@ -120,7 +130,7 @@ def test_compute_dtype_rounds_products_alone(implementation, name, compute_dtype
 @named_pairs
 @pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGH])
 def test_precision_reaches_forward_and_backward(implementation, name, precision):
-    """Every product of the program carries it, in both directions."""
+    """Every product of the program has it, in both directions."""
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell)[:3], "float32")
 
@@ -130,7 +140,7 @@ def test_precision_reaches_forward_and_backward(implementation, name, precision)
 
     program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, xs))
     wanted = jax.lax.Precision(precision).name
-    assert program.count("dot_general[") >= 3  # one of the input, one of its gradient, one of its weight's
+    assert program.count("dot_general[") >= 3  # xs W_h, dxs and dW_h
     assert program.count("dot_general[") == program.count(f"precision=(Precision.{wanted}, Precision.{wanted})")
 
 
@@ -182,7 +192,7 @@ def test_finite_differences_first_and_second_order(x64, implementation, name):
 
 
 def scalar(cell, implementation, **options):
-    """A nonlinear loss of both outputs."""
+    """A loss that is nonlinear in both outputs."""
 
     def loss(params, xs, h0):
         hs, h_last = mgu.scan(params, xs, h0, cell=cell, implementation=implementation, **options)
@@ -196,7 +206,7 @@ def scalar(cell, implementation, **options):
     [pytest.param(name, marks=[] if name == "MGU" else pytest.mark.slow) for name in laws.CELLS],
 )
 def test_second_derivatives(x64, name):
-    """grad of grad, Hessian-vector products in both modes, and the whole Hessian equal autodiff's."""
+    """grad of grad, Hessian-vector products in both modes and the whole Hessian equal those of autodiff."""
     cell = laws.CELLS[name]
     shape = (6, (3,), 2, 3)
     arguments = laws.cast(laws.case(cell, *shape)[:3], "float64")
@@ -204,7 +214,7 @@ def test_second_derivatives(x64, name):
     places = (0, 1, 2)
 
     def second(implementation):
-        loss = scalar(cell, implementation, **options(ROWS[1]) | {"reset_to": tangents[2]})
+        loss = scalar(cell, implementation, **options(ALL) | {"reset_to": tangents[2]})
         gradient = jax.grad(loss, places)
 
         def along(*arguments):
@@ -250,7 +260,7 @@ def test_vmap_over_any_argument(x64, implementation, name, axes):
 
 @few_pairs
 def test_vmap_over_lengths_resets_keys_and_rates(x64, implementation, name):
-    """Everything that may be traced, under jit: each member equals a call of its own."""
+    """Everything that may be traced is mapped over; each result equals that of a separate call."""
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell, 6)[:3], "float64")
     rng = np.random.default_rng(0)
@@ -275,7 +285,7 @@ def test_vmap_over_lengths_resets_keys_and_rates(x64, implementation, name):
 
 @few_pairs
 def test_gradient_through_vmap(x64, implementation, name):
-    """Shared weights under vmap of the data: their gradient is the sum."""
+    """The gradient of weights that a vmap over the data shares is the sum over the data."""
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell, 4, (6,))[:3], "float64")
     loss = scalar(cell, implementation)
@@ -286,8 +296,8 @@ def test_gradient_through_vmap(x64, implementation, name):
 
 
 @few_pairs
-def test_resets_go_where_they_are_told(x64, implementation, name):
-    """Two parts with the state carried on are the whole, also where sequences begin anew in the second."""
+def test_resets_return_to_reset_to(x64, implementation, name):
+    """Two parts that pass the state on equal the whole sequence, also with resets in the second part."""
     cell, resets = laws.CELLS[name], np.random.default_rng(4).random((9, 3)) < 0.4
     params, xs, h0 = laws.cast(laws.case(cell, 9)[:3], "float64")
     chosen = {"cell": cell, "implementation": implementation}
@@ -309,7 +319,7 @@ def test_resets_go_where_they_are_told(x64, implementation, name):
 
 @few_pairs
 def test_inside_another_scan(x64, implementation, name):
-    """A loop whose body runs, and differentiates, the whole sequence."""
+    """A loop may run and differentiate the whole sequence in its body."""
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell, 3, (2,), 3, 4)[:3], "float64")
 
@@ -331,7 +341,7 @@ def test_inside_another_scan(x64, implementation, name):
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(pair=st.sampled_from(laws.PAIRS), shape=st.tuples(*(st.integers(*r) for r in SIZES)), data=st.data())
 def test_any_shape_lengths_and_resets(reverse, pair, shape, data):
-    """Drawn by hypothesis: implementation, cell, T, B, D, H, and lengths and resets of every kind."""
+    """hypothesis draws implementation, cell, T, B, D, H, lengths and resets."""
     (implementation, name), (T, B, D, H) = pair, shape
     lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
     resets = data.draw(st.none() | st.lists(st.lists(st.booleans(), min_size=B, max_size=B), min_size=T, max_size=T))
@@ -342,13 +352,13 @@ def test_any_shape_lengths_and_resets(reverse, pair, shape, data):
     }
     with double_precision():
         cell = laws.CELLS[name]
-        # The derivative of a layer normalised over one or two features nearly vanishes, by cancellation.
+        # With one or two features, the derivative of a normalised layer nearly vanishes by cancellation.
         tolerance = 1e-7 if cell.layer_norm else 1e-12
         laws.equals_oracle(laws.case(cell, T, (B,), D, H), "float64", cell, implementation, tolerance, **chosen)
 
 
 @few_pairs
-def test_halves_make_the_whole(x64, implementation, name):
+def test_two_parts_equal_the_whole(x64, implementation, name):
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell, 9)[:3], "float64")
     chosen = {"cell": cell, "implementation": implementation}
@@ -361,7 +371,7 @@ def test_halves_make_the_whole(x64, implementation, name):
 
 @few_pairs
 def test_samples_do_not_mix(x64, implementation, name):
-    """Permuting the batch permutes the result."""
+    """A permutation of the batch permutes the result."""
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell, 6)[:3], "float64")
     order, chosen = np.array([2, 0, 1]), {"cell": cell, "implementation": implementation}
@@ -386,7 +396,7 @@ def test_reverse_is_the_flipped_run(x64, implementation, name):
 @few_pairs
 @both_ways
 def test_padding_changes_nothing(implementation, name, reverse):
-    """Whatever stands past a sequence's end, values and gradients keep their bits, and none is nan."""
+    """Values and gradients keep every bit whatever the padding holds, and are never NaN."""
     cell = laws.CELLS[name]
     params, xs, h0 = laws.cast(laws.case(cell, 6)[:3], "float32")
     padding = np.arange(6)[:, None, None] >= laws.LENGTHS[:, None]
