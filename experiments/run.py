@@ -1,17 +1,19 @@
-"""What all experiments share: the flags, and the folder of a run with its files."""
+"""What all experiments share: their flags, and the folder of a run with its files."""
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import jax
 
@@ -21,7 +23,7 @@ from mgu_jax.training.checkpoint import Checkpoints, Damaged
 
 
 class Diverged(Exception):
-    """The loss or the parameters of every seed ceased to be finite, at these steps; ``saved`` are the checkpoints."""
+    """Every seed stopped being finite, at these steps (seed -> step); ``saved`` are the steps with a checkpoint."""
 
     def __init__(self, at: dict[int, int], saved: list[int]):
         where = ", ".join(f"seed {seed} at step {step}" for seed, step in at.items())
@@ -30,17 +32,55 @@ class Diverged(Exception):
 
 
 class BadRequest(Exception):
-    """What was asked for cannot be done: one sentence, exit status 2, nothing written."""
+    """A request that cannot be met: its one sentence is printed, the exit status is 2, and nothing is written."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The rule for a number, declared beside its field: ``dropout: Annotated[float, between(0, 1)] = 0.0``."""
+
+    rule: str
+    holds: Callable[[float], bool]
+
+
+def above(low: float) -> Bound:
+    return Bound(f"a number above {low}", lambda value: low < value < math.inf)
+
+
+def at_least(low: float) -> Bound:
+    return Bound(f"a number of at least {low}", lambda value: low <= value < math.inf)
+
+
+def between(low: float, high: float, rule: str | None = None) -> Bound:
+    """From ``low``, which is allowed, to ``high``, which is not."""
+    return Bound(rule or f"a number in [{low}, {high})", lambda value: low <= value < high)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Marks a flag that changes no result, so a run may resume with another value of it."""
+
+
+Mark = TypeVar("Mark", Bound, Outside)
+
+
+def mark_of(config: type, field: str, kind: type[Mark]) -> Mark | None:
+    """The mark of this kind that a class of flags, or the class in which it overrides the field, declares for it."""
+    for base in config.__mro__:
+        for mark in get_args(inspect.get_annotations(base).get(field)):
+            if isinstance(mark, kind):
+                return mark
+    return None
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where data sets are looked for."""
+    """Where to look for data sets."""
 
-    data_dir: Path | None = None
-    """Folder to look for data sets in, before that of MGU_JAX_DATA, ~/.cache/mgu_jax and installed packages."""
-    download: bool = False
-    """Fetch a data set that is nowhere from its official address into ~/.cache/mgu_jax."""
+    data_dir: Annotated[Path | None, Outside()] = None
+    """Folder with data sets, searched before that of MGU_JAX_DATA, ~/.cache/mgu_jax and installed packages."""
+    download: Annotated[bool, Outside()] = False
+    """Fetch a data set that is found nowhere from its official address into ~/.cache/mgu_jax."""
 
     def __post_init__(self) -> None:
         if self.data_dir is not None and not self.data_dir.is_dir():
@@ -49,46 +89,34 @@ class Places:
 
 @dataclass(frozen=True)
 class Common(Places):
-    """The flags of every experiment."""
+    """The flags of every experiment. A number without a bound of its own must be above 0."""
 
-    out: Path | None = None
-    """Folder of the run; runs/NAME if not given. An earlier run there is kept, under a number."""
-    seed: int = 0
-    """Everything random follows from it."""
+    out: Annotated[Path | None, Outside()] = None
+    """Folder of the run; runs/NAME by default. An earlier run there is kept, under a number."""
+    seed: Annotated[int, between(0, 2**32, "a whole number in [0, 2^32)")] = 0
+    """All random numbers follow from it."""
     steps: int | None = None
-    """Optimiser steps; the experiment's own number if not given."""
-    resume: bool = False
-    """Go on with the run in the folder, from its last checkpoint, to the same bits as if it had never stopped."""
+    """Optimiser steps; each experiment has its own default."""
+    resume: Annotated[bool, Outside()] = False
+    """Continue the run in the folder from its last checkpoint, bit for bit as if it had never stopped."""
     quick: bool = False
     """A small size that ends in seconds."""
-    tensorboard: bool = False
-    """Write the metrics for TensorBoard too, into the folder of the run (extra tensorboard)."""
+    tensorboard: Annotated[bool, Outside()] = False
+    """Also write the metrics for TensorBoard, into the folder of the run (extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in dataclasses.fields(self):
-            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
-            if field.name == "seed":
-                if not 0 <= value < 2**32:
-                    raise BadRequest(f"{flag} must be a whole number in [0, 2^32); got {value}.")
-            elif isinstance(value, bool) or not isinstance(value, int | float):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            elif field.name == "forget_bias":
-                if not math.isfinite(value):
-                    raise BadRequest(f"{flag} must be a number or chrono; got {value}.")
-            elif field.name == "dropout":
-                if not 0 <= value < 1:
-                    raise BadRequest(f"{flag} must be a number in [0, 1); got {value}.")
-            elif field.name == "weight_decay":
-                if not 0 <= value < math.inf:
-                    raise BadRequest(f"{flag} must be a number of at least 0; got {value}.")
-            elif not 0 < value < math.inf:
-                raise BadRequest(f"{flag} must be a number above 0; got {value}.")
+            bound = mark_of(type(self), field.name, Bound) or above(0)
+            if not bound.holds(value):
+                raise BadRequest(f"--{field.name.replace('_', '-')} must be {bound.rule}; got {value}.")
 
 
 Config = TypeVar("Config")
-_BEGUN = {"metrics.jsonl", "config.json.part"}  # what a run leaves that is killed while it begins
-_NO_SETTINGS = ("out", "data_dir", "download", "resume", "tensorboard")
+_BEGUN = {"metrics.jsonl", "config.json.part"}  # what a run leaves that is killed at its very start
 NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm")
 
 
@@ -96,8 +124,8 @@ def parse(config: type[Config], name: str, flags: list[str], text: str | None) -
     """The settings that the flags ask for. A wrong flag ends the process with status 2.
 
     Raises:
-        ImportError: something that an experiment may need later is not installed; better now than after training.
-        BadRequest: a value that cannot be.
+        ImportError: a package that an experiment needs is not installed; said now rather than after the training.
+        BadRequest: a value out of its bounds.
     """
     look_for(NEEDED, "experiments")
     tyro = require("tyro", "experiments")
@@ -114,7 +142,7 @@ def _versions() -> dict[str, str]:
 
 
 def _device() -> str:
-    """Devices, cores, and the CPU's name where the system says it."""
+    """Devices, cores, and the name of the CPU where the system tells it."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
@@ -123,28 +151,28 @@ def _device() -> str:
 
 
 def _settings(config: Common) -> dict[str, Any]:
-    """What must be the same for a run to go on to the same bits."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_SETTINGS}
+    """The flags that must stay the same for a run to resume bit for bit."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if mark_of(type(config), k, Outside) is None}
     return json.loads(json.dumps(settings, default=str))
 
 
 def _command(arguments: list[str]) -> str:
-    """What one types to have the run again: without the folders of this machine."""
+    """The command that repeats the run, without folders of this machine."""
     words = (re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments)
     kept = re.sub(r"--(out|data-dir)(=| )\S+|--resume|--download", "", " ".join(words))
     return " ".join(["python", "-m", "experiments", *kept.split()])
 
 
 def use_devices(asked: int | None) -> int:
-    """How many devices to work on: those of a GPU machine, or cores of a CPU, two of them if nothing is asked for.
+    """The number of devices to work on; ``asked``, or two where there are two. On a CPU they are its cores.
 
     Raises:
-        BadRequest: more than there are.
+        BadRequest: more than the machine has.
     """
     cores = os.cpu_count() or 1
     if (asked or 1) > cores:
         raise BadRequest(f"--devices must be at most the {cores} cores that there are; got {asked}.")
-    with contextlib.suppress(RuntimeError):  # where JAX has started already, with the devices that it has
+    with contextlib.suppress(RuntimeError):  # JAX has already started and keeps the devices that it has
         jax.config.update("jax_num_cpu_devices", asked or min(2, cores))
     there = jax.device_count()
     if (asked or 1) > there:
@@ -153,7 +181,7 @@ def use_devices(asked: int | None) -> int:
 
 
 def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
-    """The state to go on from. Raises BadRequest, with what to do, where the newest checkpoint is damaged."""
+    """The state in the newest checkpoint, or None. Raises BadRequest, with the remedy, if it is damaged."""
     try:
         return checkpoints.restore(like)
     except Damaged as damage:
@@ -165,7 +193,7 @@ def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no number that is not finite."""
+    """The value, or None where it is not finite, since JSON has no such numbers."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -173,13 +201,13 @@ class Run:
     """The folder of one run: config.json, metrics.jsonl, result.json, plots and checkpoints.
 
     Args:
-        name: the experiment's.
-        config: its settings.
+        name: of the experiment.
+        config: its flags.
         sources: data source -> sha256, for config.json.
         resolved: settings that follow from the flags, for config.json.
 
     Raises:
-        BadRequest: nothing to resume, a run with other settings, or a folder that cannot be written.
+        BadRequest: there is no run to resume, or one with other settings; or the folder cannot be written.
     """
 
     def __init__(self, name: str, config: Common, sources: dict[str, str], resolved: dict[str, Any] | None = None):
@@ -206,7 +234,7 @@ class Run:
         present = self.path("config.json").exists()
         if resume:
             if not present:
-                raise BadRequest(f"--resume needs a run to go on with; there is none in {self.folder}.")
+                raise BadRequest(f"--resume needs an earlier run; there is none in {self.folder}.")
             try:
                 before = json.loads(self.path("config.json").read_text())
                 before = {part: before[part] for part in ("experiment", "settings", "data")}
@@ -230,13 +258,15 @@ class Run:
             whole.rename(kept)
             print(f"{self.folder} held a run already; it is now {self.folder.with_name(kept.name)}.")
         elif self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - _BEGUN:
-            raise BadRequest(f"--out must be a new or an empty folder, or one of a run; {self.folder} is none of them.")
+            raise BadRequest(
+                f"--out must be new, empty, or the folder of an earlier run; {self.folder} has other files in it."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path("metrics.jsonl").write_text("")
         self.write("config.json", record)  # last, since it says that the folder holds a run
 
     def finish(self, figures: dict[str, Any]) -> None:
-        """Write result.json: the final figures, with what made them."""
+        """Write result.json: the final figures, and the command, versions and device that made them."""
         made_by = {k: self.record[k] for k in ("experiment", "command", "versions", "device", "data")}
         self.write("result.json", made_by | figures)
         if self._writer is not None:
@@ -252,7 +282,7 @@ class Run:
         draft.replace(self.path(name))
 
     def log(self, step: int, split: str, **figures: Any) -> None:
-        """Add a line to metrics.jsonl: numbers, and texts and lists that say of what."""
+        """Add a line to metrics.jsonl: numbers, lists with one number per seed, and labels."""
         kept = {k: v if isinstance(v, str | list) else float(v) for k, v in figures.items()}
         known = {k: [*map(_finite, v)] if isinstance(v, list) else _finite(v) for k, v in kept.items()}
         with self.path("metrics.jsonl").open("a") as file:
@@ -261,7 +291,7 @@ class Run:
             self._show(step, split, kept)
 
     def _show(self, step: int, split: str, figures: dict[str, Any]) -> None:
-        """The same on TensorBoard, where a run that resumes takes back what was shown from here on."""
+        """Write the same for TensorBoard. A run that resumes first takes back what was shown from this step on."""
         if self._writer is None:
             where = str(self.path("tensorboard"))
             self._writer = self._board.SummaryWriter(where, purge_step=int(step), flush_secs=5)
@@ -278,7 +308,7 @@ class Run:
         return [json.loads(line) for line in self.path("metrics.jsonl").read_text().splitlines()]
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after this step, since it will be logged again; a half-written last line too."""
+        """Drop what was logged after this step, since it will be logged again, and a half-written last line."""
         for name in ("metrics.jsonl", "seconds.jsonl"):
             lines = self.path(name).read_text().splitlines(keepends=True) if self.path(name).exists() else []
             try:
@@ -290,11 +320,11 @@ class Run:
             draft.replace(self.path(name))
 
     def log_seconds(self, step: int, seconds: float) -> None:
-        """How long the run took up to this step; apart from the metrics, which are the same in every run."""
+        """Note how long the run took up to this step, in a file of its own: metrics repeat exactly, times do not."""
         with self.path("seconds.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "seconds": seconds}) + "\n")
 
     def seconds(self, step: int) -> float:
-        """How long the run took up to this step, in the processes before this one."""
+        """How long the run took up to this step, in all earlier processes."""
         rows = [json.loads(line) for line in self.path("seconds.jsonl").read_text().splitlines()]
         return next((row["seconds"] for row in reversed(rows) if row["step"] == step), 0.0)

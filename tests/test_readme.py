@@ -12,8 +12,6 @@ import pytest
 
 import mgu_jax as mgu
 from experiments.__main__ import NAMES
-from experiments.speed import features, tables
-from experiments.speed import overhead as training
 from mgu_jax.gradients import relative_error
 from tests.processes import run_together
 
@@ -202,7 +200,6 @@ def figures():
     sweep = result("sweep")
     best = f"the best of them {100 * sweep['best']['accuracy']:.2f} %, chosen on the digits that it is measured on"
     yield f"| 64 MGUs on two CPU devices take {sweep['share']:.2f} of 64 times one MGU on one; {best} | |"
-    yield "\n".join(training.table(result("training")["rows"]))
     for dtype in ("float64", "float32"):
         row = [r for r in result("gradients")["rows"] if r["dtype"] == dtype]
         errors = [max(r[kind] for r in row) for kind in ("autodiff", "differences")]
@@ -212,35 +209,6 @@ def figures():
 @pytest.mark.parametrize("line", list(figures()))
 def test_figures_come_from_the_files(line):
     assert line in README
-
-
-@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "experiments" / "results").glob("*.json")])
-def test_every_result_names_what_made_it(name):
-    made = result(name)
-    assert made["command"] == f"python -m experiments {name}"
-    assert made["versions"]["jax"]
-    assert made["device"]
-
-
-def test_the_table_of_features_is_the_scripts():
-    made = result("features")
-    assert features.table(made["found"]) in README
-    assert ", ".join(f"{name} {version}" for name, version in made["peers"].items()) in README
-    assert made["not_found"] == []
-
-
-def test_the_tables_of_the_benchmark_are_the_scripts():
-    made = result("benchmark")
-    for table in (tables.beside_the_peers(made["rows"]), tables.figures(made["rows"])):
-        assert "\n".join(table) in README
-    assert set(made["peers"]) == {"flax", "equinox", "dm-haiku", "keras", "torch"}
-
-
-def test_our_own_claims_are_found():
-    ours = [by_peer["mgu_jax"] for by_peer in features.CLAIMS.values()]
-    assert all(map(features._found, ours))
-    assert not features._found("mgu_jax:scan(nothing)")
-    assert not features._found("mgu_jax:nothing")
 
 
 def test_every_experiment_stands_in_the_table():

@@ -1,10 +1,10 @@
-"""Which data sets are found where; with --download, those that are nowhere are fetched from their official addresses.
+"""List the data sets and where they are found; --download fetches the others from their official addresses.
 
-    digits       1,797 images       scikit-learn 1.9.1
-    mnist        70,000 images      /data/train-images-idx3-ubyte.gz and 3 more
+    digits       1,797 images          scikit-learn 1.9.1
+    mnist        70,000 images         /data/train-images-idx3-ubyte.gz and 3 more
     ptb          not found: ptb.zip is in none of the folders ...
 
-A set that is not there is never replaced by another, and a file that is not the published one is never used.
+A missing set is never replaced by another, and a file that differs from the published one is never used.
 """
 
 import hashlib

@@ -4,11 +4,12 @@ All seeds are trained as members of one sweep (mgu_jax.sweep), each with the key
 ``--seeds 5`` is the run that ``--seed 3`` would be. A member that is not finite is frozen and said to be.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 import mgu_jax as mgu
 from experiments.harness import cells, plots
 from experiments.harness.measures import ACCURACY, Measure, spread, table
-from experiments.run import BadRequest, Common, Diverged, Run, saved, use_devices
+from experiments.run import BadRequest, Bound, Common, Diverged, Run, at_least, between, saved, use_devices
 from mgu_jax.training.checkpoint import Checkpoints
 from mgu_jax.training.data import Data, Source, Stream, windows
 from mgu_jax.training.evaluate import Asked, Members, evaluation
@@ -41,11 +42,11 @@ class Training(Common):
     """Samples in an optimiser step."""
     learning_rate: float = 3e-3
     """At the start."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
     """Decoupled, of all parameters."""
-    dropout: float = 0.0
+    dropout: Annotated[float, between(0, 1)] = 0.0
     """On what the layer hands on."""
-    forget_bias: float | Literal["chrono"] = -1.0
+    forget_bias: Annotated[float | Literal["chrono"], Bound("a number or chrono", math.isfinite)] = -1.0
     """At the start, in the paper's sign: negative remembers; or chrono, each unit its own, for the length at hand. MGU2
     has none, and leaves it."""
     initializer: Literal["orthogonal", "lecun", "glorot", "uniform"] | None = None

@@ -1,8 +1,8 @@
 """The pictures that experiments draw, with matplotlib and without a screen.
 
-One function a picture, of values alone: nothing is measured here. A new cell needs a colour and a mark in ``CELLS``;
-width and type are set once for all. ``seeds_of_ways`` writes a digest of what it shows into its file, by which a test
-tells an old picture: ``python -m experiments report`` draws it anew. The benchmark's are in speed_plots.py.
+One function per picture; it draws values and measures nothing. A new cell needs a colour and a mark in ``CELLS``. A
+picture of result files holds a digest of what it shows, so that a test notices an outdated one; ``python -m experiments
+report`` draws it anew. The benchmark's pictures are in speed/plots.py.
 """
 
 import hashlib
@@ -94,10 +94,10 @@ CELLS = {
 
 
 def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any) -> Any:
-    """A column of a mark for each seed of a run, and a line at their middle.
+    """One mark per seed of a run, in one column, with a line at their middle.
 
-    A mark is hollow where the width was matched, and half full where the initial W was another than the cell's. The
-    middle is the mean, as in the tables; on a logarithmic axis the median, which is where the marks are.
+    A mark is hollow where the width was matched, and half full where the initial W is not the cell's default. The
+    middle is the mean, as in the tables; on a logarithmic axis it is the median.
     """
     colour, mark = CELLS[row["cell"]]
     each = _factor(measure) * np.array(row[f"{measure.name}_per_seed"], float)
@@ -111,9 +111,9 @@ def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any) -> Any:
     return axes.plot(apart, each, mark, linestyle="none", **look)[0]
 
 
-def seeds_of_ways(path: Path, found: dict[str, dict[Any, dict[str, Any]]], ways: Any, measure_of: Any) -> None:
-    """A panel a task, a column a way to do it: what ``_seeds`` draws. A legend, or ticks where ways are biases."""
-    columns = min(4, len(found))
+def seeds_of_ways(path: Path, found: dict[Any, dict[Any, dict[str, Any]]], ways: Any, measure_of: Any) -> None:
+    """One panel per task, one column per way to do it (report/questions.py); a legend, or ticks if ways are biases."""
+    columns = min(3, len(found))
     shape, biases = (-(-len(found) // columns), columns), all(way.forget_bias is not None for way in ways)
     figure, panels = figure_of(*shape, figsize=(WIDTH, 1.75 * shape[0] + 0.4), squeeze=False)
     known: dict[str, Any] = {}
@@ -124,39 +124,46 @@ def seeds_of_ways(path: Path, found: dict[str, dict[Any, dict[str, Any]]], ways:
                 known.setdefault(way.label, _seeds(axes, of_task[way], i, measure))
         ticks = [way.label.removeprefix("b_f = ") for way in ways] if biases else []
         axes.set_xticks(range(len(ticks)), ticks, rotation=45)
-        axes.set(xlim=(-0.7, len(ways) - 0.3), title=_in_lines(task))
+        axes.set(xlim=(-0.7, len(ways) - 0.3), title=_in_lines(task.title))
         _scale(axes, measure, "y")
     for axes in list(panels.flat)[len(found) :]:
         axes.set_visible(False)
     if biases:
-        figure.supxlabel("forget bias b_f at the start", fontsize=8)
+        figure.supxlabel("initial forget bias b_f", fontsize=8)
     else:
         shown = {way.label: known[way.label] for way in ways if way.label in known}
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, frameon=False)
+        longest = max(map(len, shown), default=0)
+        columns = 3 if longest < 35 else 2
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
     save(figure, path, digest(found))
 
 
-def _in_lines(task: str, width: int = 21) -> str:
-    """A title of several lines, flags whole."""
+def _in_lines(title: str, width: int = 30) -> str:
+    """A title of several lines, broken after its commas."""
     lines = [""]
-    for part in task.replace(" --", "\n--").split("\n"):
-        fits = len(lines[-1]) + len(part) < width
-        lines[-1:] = [f"{lines[-1]} {part}".strip()] if fits else [lines[-1], part]
+    for part in title.split(", "):
+        longer = f"{lines[-1]}, {part}" if lines[-1] else part
+        lines[-1:] = [longer] if len(longer) <= width else [f"{lines[-1]},", part]
     return "\n".join(lines)
 
 
-def digest(found: dict[str, dict[Any, dict[str, Any]]]) -> str:
-    """Of all that ``seeds_of_ways`` shows; it stands in the picture, so that an old one can be told."""
-    rows = [
-        (task, way.label, row["cell"], {k: v for k, v in row.items() if k.endswith("_per_seed")})
-        for task, of_task in found.items()
-        for way, row in of_task.items()
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def digest(found: dict[Any, dict[Any, dict[str, Any]]]) -> str:
+    """Of all that ``seeds_of_ways`` shows; the picture holds it, so that an outdated one is noticed."""
+    return digest_of(
+        [
+            (task.title, way.label, row["cell"], {k: v for k, v in row.items() if k.endswith("_per_seed")})
+            for task, of_task in found.items()
+            for way, row in of_task.items()
+        ]
+    )
 
 
 def digest_in(path: Path) -> str | None:
-    """What ``seeds_of_ways`` wrote into a picture."""
+    """The digest that a picture holds."""
     with require("PIL.Image", "experiments").open(path) as picture:
         return picture.info.get("Description")
 

@@ -1,23 +1,28 @@
-"""Make the tables of experiments/README.md and the picture beside them from the files in experiments/results/learning.
+"""Make the tables of this folder's pages, and the figures in them, from the result files.
 
-A file there is the result.json of a run, under any name. Each experiment has a table of its own, a line a file, and
-each question (questions.py) one over all of them, between two comments of the page; a text around them stays as it is.
+The pages are README.md (the questions), BENCHMARK.md (speed, memory, features) and results/README.md (one table per
+task). The files are results/NAME.json and results/learning/*.json, each the result.json of a run. A table stands
+between two comments of a page; the text around it stays as it is.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from experiments.harness import cells, measures, plots
-from experiments.report import questions
+from experiments.report import questions, tasks
 from experiments.run import BadRequest
+from experiments.speed import features, overhead, tables
+from experiments.speed import plots as speed_plots
 
-HERE = Path(__file__).parent.parent
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
+TASKS_PAGE = "results/README.md"
+PAGES = ("README.md", "BENCHMARK.md", TASKS_PAGE)
+PICTURED = ("size", "sign", "gates", "bias")  # a picture of the two gradients would show nothing
 Results = dict[str, list[dict[str, Any]]]  # by experiment
 
 
@@ -25,26 +30,21 @@ Results = dict[str, list[dict[str, Any]]]  # by experiment
 class Config:
     """The flags of report."""
 
-    results: Path = HERE / "results" / "learning"
-    """Folder of the files."""
-    page: Path = HERE / "README.md"
-    """Page whose tables are made anew."""
-    pictures: Path = HERE / "results"
-    """Folder for the figures, one a question: each seed of the runs in its table."""
+    folder: Path = Path(__file__).parent.parent
+    """Folder of the pages; the result files lie in its folder results."""
 
 
 def load(folder: Path) -> Results:
-    """The results by experiment, and in each by task, cell, width and what else was asked for."""
+    """The results of learning by experiment; in each sorted by task, cell, width and the other settings."""
     order, found = get_args(cells.CellName), {}
 
     def place(row: dict[str, Any]) -> tuple:
-        settings = row["settings"]
-        bias = settings["forget_bias"]
+        bias = row["settings"]["forget_bias"]
         bias = math.inf if bias in ("chrono", None) else bias
-        asked = (settings.get("implementation") or "", bias)
-        return (questions.task_of(row), order.index(row["cell"]), row["hidden_size"], *asked)
+        asked = (row["settings"].get("implementation") or "", bias, row["settings"].get("initializer") or "")
+        return (tasks.task_of(row).place, order.index(row["cell"]), row["hidden_size"], *asked)
 
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted((folder / "results" / "learning").glob("*.json")):
         made = json.loads(path.read_text())
         found.setdefault(made["experiment"], []).append(made)
     return {name: sorted(rows, key=place) for name, rows in sorted(found.items())}
@@ -59,18 +59,18 @@ def measure_of(row: dict[str, Any]) -> measures.Measure:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line a run: what it was, its mean and deviation over the seeds, and what it took."""
+    """One row per run: what it was, mean and standard deviation over the seeds, and its cost; then the commands."""
     measure = measure_of(rows[0])
-    label = f"test {measure.label}"
     lines = [
-        f"| cell | H | parameters of the layer | of all | forget bias | {label} | seeds | steps | seconds a seed |",
+        f"| cell | H | parameters of the layer | of the model | forget bias | test {measure.label} | seeds | steps "
+        "| seconds per seed |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
         seeds, frozen = len(row["seeds"]), len(row["frozen"])
         parts = (
-            ", ".join([row["cell"], *_matched(row["settings"]), *questions.asked_besides(row)]),
+            ", ".join([row["cell"], *_beside_the_cell(row)]),
             row["hidden_size"],
             f"{row['parameters']['recurrent']:,}",
             f"{row['parameters']['all']:,}",
@@ -85,52 +85,109 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _matched(settings: dict[str, Any]) -> list[str]:
-    return [f"as many parameters as {settings['match']}"] if settings["match"] else []
+def _beside_the_cell(row: dict[str, Any]) -> list[str]:
+    """What a run was asked for that no column shows."""
+    asked = tasks.asked(row)
+    match = [f"same parameter count as {asked['match']}"] if "match" in asked else []
+    names = ("learning_rate", "dropout", "initializer", "implementation")
+    return match + [tasks.phrase(name, asked[name]) for name in names if name in asked]
 
 
-def _block(name: str) -> tuple[str, str]:
+def _result(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def tables_of(folder: Path) -> dict[str, str]:
+    """Name -> text, of every table that the files of a folder give."""
+    results = load(folder)
+    made = {f"question {name}": questions.answer(name, every(results), measure_of) for name in questions.QUESTIONS}
+    made |= {f"task {name}": table(rows) for name, rows in results.items()}
+    if rows := _result(folder, "benchmark").get("rows"):
+        made |= {f"benchmark {name}": "\n".join(make(rows)) for name, make in tables.TABLES.items()}
+    if rows := _result(folder, "training").get("rows"):
+        made["training"] = "\n".join(overhead.table(rows))
+    if result := _result(folder, "features"):
+        made["features"] = features.table(result["found"], result["peers"])
+    return made | {"commands": commands(every(results))}
+
+
+def commands(rows: list[dict[str, Any]]) -> str:
+    """One row per experiment that trains: its command with the default flags, its test score and its time per seed."""
+    lines = ["| command | what it does | test score | time per seed |", "|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: tasks.task_of(row).place):
+        if row["cell"] == "mgu" and tasks.asked(row).keys() <= {"seeds"}:
+            name, measure = tasks.name_of(row), measure_of(row)
+            seconds = row["seconds"] / len(row["seeds"])
+            time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+            what = (tasks.KNOWN[name].module.__doc__ or "").splitlines()[0].removesuffix(".")
+            score = f"{measure.label} {measure.shown.format(row[measure.name])}"
+            lines.append(f"| `python -m experiments {name}` | {what} | {score} | {time} |")
+    return "\n".join(lines)
+
+
+def _comments(name: str) -> tuple[str, str]:
+    """The two comments that a table stands between."""
     return f"<!-- table of {name}, by python -m experiments report -->", f"<!-- end of {name} -->"
 
 
-def written(page: str, results: Results) -> str:
-    """The page with its tables as the results say; one of an experiment that it has not yet is added at the end."""
-    tables = {f"answer: {name}": questions.answer(name, every(results), measure_of) for name in questions.QUESTIONS}
-    tables = {name: text for name, text in tables.items() if _block(name)[0] in page}
-    for name, text in (tables | {name: table(rows) for name, rows in results.items()}).items():
-        first, last = _block(name)
-        block = f"{first}\n{text}\n{last}"
-        if first in page:
-            page = re.sub(f"{re.escape(first)}.*?{re.escape(last)}", lambda _, b=block: b, page, flags=re.DOTALL)
-        else:
-            page = f"{page.rstrip()}\n\n### {name}\n\n{block}\n"
+def block(name: str, text: str) -> str:
+    first, last = _comments(name)
+    return f"{first}\n{text}\n{last}"
+
+
+def blocks_of(page: str) -> list[str]:
+    """The names of the tables in a page."""
+    return re.findall(r"<!-- table of (.*?), by", page)
+
+
+def written(page: str, made: dict[str, str]) -> str:
+    """The page with its tables as the files say."""
+    for name in blocks_of(page):
+        first, last = map(re.escape, _comments(name))
+        page = re.sub(f"{first}.*?{last}", lambda _, n=name: block(n, made[n]), page, flags=re.DOTALL)
     return page
 
 
-def tables_of(page: str) -> Iterable[str]:
-    """The experiments that a page has a table of."""
-    return re.findall(r"<!-- table of ([\w-]+), by", page)
+def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], None]]]:
+    """(path, digest of what it shows, function that draws it) of every figure that the files of a folder give."""
+    rows = every(load(folder))
+    for name in PICTURED:
+        if runs := questions.found(name, rows):
+            path = folder / "results" / f"{name}.png"
 
+            def draw(path: Path = path, runs: questions.Found = runs, name: str = name) -> None:
+                plots.seeds_of_ways(path, runs, questions.QUESTIONS[name], measure_of)
 
-def pictured(results: Results) -> Iterable[tuple[str, Any]]:
-    """The questions that have a figure, and their runs; in that of the gradients one would see nothing."""
-    found = ((name, questions.found(name, every(results))) for name in ("size", "sign", "gates", "bias"))
-    return [(name, runs) for name, runs in found if runs]
+            yield path, plots.digest(runs), draw
+    if rows := _result(folder, "benchmark").get("rows"):
+        for name, function in speed_plots.PICTURES.items():
+            path = folder / "results" / f"benchmark_{name}.png"
+            yield path, speed_plots.digest(rows), lambda path=path, function=function: function(path, rows)
 
 
 def main(config: Config) -> None:
-    """Write the page and the pictures."""
-    results = load(config.results)
+    """Write the pages and the figures."""
+    results = load(config.folder)
     if not results:
         raise BadRequest(
-            f"--results must be a folder with the result.json of a run or more; {config.results} has none."
+            f"--folder must hold results/learning with a result.json or more; {config.folder} has none there."
         )
-    page = config.page.read_text()
-    if lost := [name for name in tables_of(page) if name not in results]:
-        raise BadRequest(f"--results must hold what {config.page.name} has a table of; {lost[0]} is not there.")
-    config.page.write_text(written(page, results))
-    print(f"written: {config.page}")
-    for name, runs in pictured(results):
-        path = config.pictures / f"{name}.png"
-        plots.seeds_of_ways(path, runs, questions.QUESTIONS[name], measure_of)
+    made, texts = tables_of(config.folder), {}
+    for name in PAGES:
+        if (path := config.folder / name).is_file():
+            page = path.read_text()
+            if lost := [name for name in blocks_of(page) if name not in made]:
+                raise BadRequest(
+                    f"--folder must hold the files of every table; {path.name} has that of {lost[0]}, without a file."
+                )
+            if name == TASKS_PAGE:
+                new = [task for task in results if f"task {task}" not in blocks_of(page)]
+                page = page.rstrip() + "".join(f"\n\n## {task}\n\n{block(f'task {task}', '')}" for task in new) + "\n"
+            texts[path] = written(page, made)
+    for path, text in texts.items():
+        path.write_text(text)
+        print(f"written: {path}")
+    for path, _, draw in pictures_of(config.folder):
+        draw()
         print(f"written: {path}")

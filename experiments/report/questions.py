@@ -1,24 +1,20 @@
-"""The questions of experiments/README.md, each as a table: a line a task, a column a way to do it.
+"""The questions of experiments/README.md. Each is a table: one row per task, one column per configuration compared.
 
-Rows are result.json of runs. Two of them did the same task if their commands differ in nothing but what is compared;
-the forget bias is a part of the task, except where it is the question.
+The cells of a table are runs, each the result.json that it left. The forget bias belongs to the task, except in the
+question about the forget bias.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.harness.measures import Measure
+from experiments.report.tasks import COMPARED, Task, task_of
 from experiments.run import BadRequest
-
-_COMPARED = ("cell", "match", "forget_bias", "implementation", "initializer", "seed", "seeds", "at_once", "devices")
-_FLAGS = re.compile(f" --({'|'.join(_COMPARED)})[ =]\\S+".replace("_", "-"))
-_BIAS = re.compile(r" --forget-bias[ =]\S+")
 
 
 @dataclass(frozen=True)
 class Way:
-    """A column: what a run must have been asked for. A forget bias of None is that of the task."""
+    """A column: the settings of the runs in it. A ``forget_bias`` of None is that of the task."""
 
     label: str
     cell: str = "mgu"
@@ -35,22 +31,30 @@ class Way:
             (settings.get("implementation"), settings.get("initializer")) == (self.implementation, self.initializer)
         )
 
+    def task(self, row: dict[str, Any]) -> Task:
+        """The task of a run in this column."""
+        if self.forget_bias is None:
+            return task_of(row, [name for name in COMPARED if name != "forget_bias"])
+        return task_of(row)
 
-# Name -> its columns.
+
+Found = dict[Task, dict[Way, dict[str, Any]]]
+
+# Name of the question -> its columns.
 QUESTIONS: dict[str, tuple[Way, ...]] = {
     "size": (
         Way("MGU"),
-        Way("MGU, W as Flax's", initializer="lecun"),
-        Way("GRU, as wide", "gru"),
-        Way("LSTM, as wide", "lstm"),
-        Way("GRU, as many parameters", "gru", "mgu"),
-        Way("LSTM, as many parameters", "lstm", "mgu"),
+        Way("MGU, Flax's initial W", initializer="lecun"),
+        Way("GRU, same width", "gru"),
+        Way("LSTM, same width", "lstm"),
+        Way("GRU, same parameter count", "gru", "mgu"),
+        Way("LSTM, same parameter count", "lstm", "mgu"),
     ),
     "sign": (
-        Way("MGU: reset before, the paper's sign", "mgu"),
+        Way("MGU: reset before the product, the paper's sign", "mgu"),
         Way("reset after, the paper's sign", "reset-after-mgu"),
         Way("reset after, Flax's sign", "flax-mgu"),
-        Way("the same, W as Flax's", "linen-mgu"),
+        Way("Flax's own cell: reset after, Flax's sign, Flax's initial W", "linen-mgu"),
         Way("no reset", "ugrnn"),
     ),
     "gates": (Way("MGU"), Way("MGU1", "mgu1"), Way("MGU2", "mgu2"), Way("MGU3", "mgu3")),
@@ -58,73 +62,58 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
         *(Way(f"b_f = {b:.0f}", forget_bias=b) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)),
         Way("chrono", forget_bias="chrono"),
     ),
-    "gradient": (Way("by hand", implementation="manual"), Way("autodiff", implementation="autodiff")),
+    "gradient": (
+        Way("hand-written gradient", implementation="manual"),
+        Way("autodiff", implementation="autodiff"),
+    ),
 }
 
 
-def task_of(row: dict[str, Any]) -> str:
-    """What was asked for besides what is compared, as one types it."""
-    return _FLAGS.sub("", row["command"]).removeprefix("python -m experiments ")
-
-
-def _line_of(row: dict[str, Any], way: Way) -> str:
-    """The task as a line of the table names it: with the forget bias asked for, where the way has none of its own."""
-    asked = _BIAS.search(row["command"]) if way.forget_bias is None else None
-    return task_of(row) + (asked.group() if asked else "")
-
-
-def asked_besides(row: dict[str, Any]) -> list[str]:
-    """What else a run was asked for, of what no column shows."""
-    flags = re.findall(r"--(learning-rate|dropout|initializer)[ =](\S+)", row["command"])
-    said = [f"{flag.replace('-', ' ')} {value}" for flag, value in flags]
-    return said + [kind for kind in [row["settings"].get("implementation")] if kind]
-
-
 def figure(row: dict[str, Any], measure: Measure) -> str:
-    """Mean, deviation and number of seeds; of those that stayed finite where not all did."""
+    """Mean ± standard deviation (number of seeds); only of the seeds that stayed finite."""
     score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
     spread = "" if deviation is None else f" ± {measure.shown.format(deviation)}"
     seeds, frozen = len(row["seeds"]), len(row["frozen"])
     return f"{score}{spread} ({f'{seeds - frozen} of ' if frozen else ''}{seeds})"
 
 
-def found(name: str, rows: list[dict[str, Any]]) -> dict[str, dict[Way, dict[str, Any]]]:
-    """The runs of a question by task and way: the tasks that were done in two of its ways or more.
+def found(name: str, rows: list[dict[str, Any]]) -> Found:
+    """The runs of a question by task and column: the tasks with two columns or more.
 
     Raises:
-        BadRequest: two runs of one task in one way, or with settings of which more differs than is compared.
+        BadRequest: two runs of one task in one column, or runs whose settings differ in more than is compared.
     """
-    runs: dict[str, dict[Way, dict[str, Any]]] = {}
+    runs: Found = {}
     for row in rows:
         for way in QUESTIONS[name]:
             if way.is_of(row):
-                of_task = runs.setdefault(_line_of(row, way), {})
+                task = way.task(row)
+                of_task = runs.setdefault(task, {})
                 if way in of_task:
-                    raise BadRequest(f"--results must hold one run of a kind; {row['command']!r} is there twice.")
+                    raise BadRequest(f"--folder must hold one run of a kind; {row['command']!r} is there twice.")
                 of_task[way] = row
                 if differ := _differ(*of_task.values()):
-                    task = _line_of(row, way)
                     raise BadRequest(
-                        f"--results must hold runs of {task!r} with the same settings; {differ[0]} differs."
+                        f"--folder must hold runs of {task.title!r} with the same settings; {differ[0]} differs."
                     )
-    return {task: of_task for task, of_task in runs.items() if len(of_task) > 1}
+    return {task: of_task for task, of_task in sorted(runs.items(), key=lambda i: i[0].place) if len(of_task) > 1}
 
 
 def _differ(*rows: dict[str, Any]) -> list[str]:
-    """The settings, besides those compared and what follows from them, that are not the same in all."""
+    """The settings that differ, apart from those that are compared and the width that follows from them."""
     settings = [row["settings"] for row in rows]
-    names = sorted({name for of_row in settings for name in of_row} - {*_COMPARED, "width"})
+    names = sorted({name for of_row in settings for name in of_row} - {*COMPARED, "width"})
     return [name for name in names if any(of_row.get(name) != settings[0].get(name) for of_row in settings)]
 
 
 def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
-    """The table of a question: a line a task, a column a way that was gone. And what its runs took."""
+    """The table of a question: one row per task, one column per configuration that was run; then the total run time."""
     runs = found(name, rows)
     gone = [way for way in QUESTIONS[name] if any(way in of_task for of_task in runs.values())]
     lines = [f"| task | measured | {' | '.join(way.label for way in gone)} |", "|---|---|" + "---|" * len(gone)]
     for task, of_task in runs.items():
         measure = measure_of(next(iter(of_task.values())))
         shown = (figure(of_task[way], measure) if way in of_task else "" for way in gone)
-        lines.append(f"| `{task}` | {measure.label} | {' | '.join(shown)} |")
+        lines.append(f"| {task.title} | {measure.label} | {' | '.join(shown)} |")
     seconds = [row["seconds"] for of_task in runs.values() for row in of_task.values()]
-    return "\n".join([*lines, "", f"{len(seconds)} runs, {sum(seconds) / 60:.0f} minutes."])
+    return "\n".join([*lines, "", f"{len(seconds)} runs, {sum(seconds) / 60:.0f} minutes on one core."])

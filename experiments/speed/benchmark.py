@@ -1,9 +1,9 @@
-"""How fast, beside other libraries' recurrent layers and the arithmetic itself; a quarter of an hour on two cores.
+"""Measure speed and memory beside other libraries' recurrent layers; a quarter of an hour on two cores.
 
-One process, one after another, round after round, medians. ``forward`` gives the states of all steps; ``both`` gives
-the gradients of all weights and of the inputs for the sum of their squares. The floor of a size is the time that the
-MGU's multiply-adds take at the rate of a 2048^3 product in the same rounds. Needs the extra ``peers``; a library that
-is not installed is left out, and said so.
+All layers run in one process, in rounds; figures are medians over the rounds. ``forward`` gives the states of all
+steps; ``both`` is a training step, which gives the gradients of all weights and inputs for the sum of the squared
+states. The arithmetic of a size is timed as the MGU's multiply-adds at the rate of a 2048^3 product in the same rounds.
+Needs the extra ``peers``; a library that is not installed is left out, and the output says so.
 """
 
 import json
@@ -35,7 +35,7 @@ SIZES: tuple[Size, ...] = (
 )
 LONG: tuple[Size, ...] = ((8, 1000, 64, 64), (8, 10_000, 64, 64))
 ON_DEVICES = ("MGU", "RESET_AFTER_MGU", "flax MGU", "flax GRU", "equinox GRU", "haiku GRU", "keras GRU")
-MEMORY = ("MGU", "MGU, states", "MGU, states, one chunk", "MGU, chunks", "MGU, autodiff", "flax MGU", "flax GRU")
+MEMORY = ("MGU", "MGU, states", "MGU, states, one segment", "MGU, segments", "MGU, autodiff", "flax MGU", "flax GRU")
 Rows = Iterator[dict[str, Any]]
 
 
@@ -127,15 +127,13 @@ def allocation(sizes: tuple[Size, ...], names: tuple[str, ...], budget: float, l
     for size in sizes:
         for name in names:
             if peers.installed(peers.EVERYTHING[name].package):
-                call = f"from experiments.benchmark import one_step; one_step({size}, {name!r}, {budget}, {least})"
-                for memory, environment in {"given back": {}, "kept": KEEP_MEMORY}.items():
-                    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | environment
-                    done = subprocess.run(
-                        [sys.executable, "-c", call], env=environment, stdout=subprocess.PIPE, check=True
-                    )
-                    yield {"part": "allocation", "size": list(size), "name": name, "memory": memory} | json.loads(
-                        done.stdout
-                    )
+                call = f"from {__name__} import one_step; one_step({size}, {name!r}, {budget}, {least})"
+                for memory, added in {"given back": {}, "kept": KEEP_MEMORY}.items():
+                    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | added
+                    command = [sys.executable, "-c", call]
+                    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+                    row = {"part": "allocation", "size": list(size), "name": name, "memory": memory}
+                    yield row | json.loads(done.stdout)
 
 
 def memory(sizes: tuple[Size, ...]) -> Rows:
@@ -159,14 +157,14 @@ def _last_state(size: Size, **options: Any) -> tuple[Callable[..., Any], tuple[A
 
 
 def long_memory(steps: tuple[int, ...]) -> Rows:
-    """One state a chunk: temporaries and seconds of a training step on the last state, B = 8, H = 128."""
+    """One state kept per segment: temporaries and seconds of a training step on the last state, B = 8, H = 128."""
     for T in steps:
         size = (8, T, 16, 128)
         function, arguments = _last_state(size, save="segments")
         bytes_ = function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes  # pyright: ignore
         timing.seconds(function, *arguments)
         took = timing.seconds(function, *arguments)
-        yield {"part": "long memory", "size": list(size), "name": "MGU, chunks", "bytes": bytes_, "seconds": took}
+        yield {"part": "long memory", "size": list(size), "name": "MGU, segments", "bytes": bytes_, "seconds": took}
 
 
 def compilation(steps: tuple[int, ...]) -> Rows:
@@ -186,7 +184,7 @@ def compilation(steps: tuple[int, ...]) -> Rows:
 def growth(steps: tuple[int, ...]) -> Rows:
     """Microseconds a time step of a training step, by the number of time steps; least of three calls."""
     for T in steps:
-        for name in ("MGU", "MGU, chunks"):
+        for name in ("MGU", "MGU, segments"):
             function, arguments = peers.on_one_device(peers.EVERYTHING[name], (8, T, 16, 64))["both"]
             timing.seconds(function, *arguments)
             least = min(timing.seconds(function, *arguments) for _ in range(3))
@@ -253,7 +251,8 @@ def main(config: Config) -> None:
             print("  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
     versions = {name: metadata.version(name) for name in packages.values() if name not in missing}
     run.finish({"rows": rows, "peers": versions})
-    speed_plots.ratios(run.path("ratios.png"), rows)
-    speed_plots.distance_to_the_floor(run.path("floor.png"), rows)
-    print(tables.times(rows), *tables.beside_the_peers(rows), *tables.figures(rows), sep="\n")
-    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, ratios.png, floor.png")
+    for name, draw in speed_plots.PICTURES.items():
+        draw(run.path(f"{name}.png"), rows)
+    print(tables.times(rows), *(line for make in tables.TABLES.values() for line in ("", *make(rows))), sep="\n")
+    pictures = ", ".join(f"{name}.png" for name in speed_plots.PICTURES)
+    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, {pictures}")

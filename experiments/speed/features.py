@@ -1,7 +1,7 @@
-"""Which library has what: each claim is a name that is looked up in the installed package, or a parameter of it.
+"""Look up which library has which feature of a recurrent layer.
 
-A cell of the table says yes where the name below is found in the version at hand, and stays empty where the library's
-recurrent layers offer nothing of the kind. Needs the extra ``peers``.
+A claim is a name in a library, or a parameter of it. A cell of the table says yes where the installed version has the
+name, and is empty where no claim is made for the library. Needs the extra ``peers``.
 """
 
 import importlib
@@ -45,14 +45,14 @@ CLAIMS = {
         "keras": "keras.layers:GRU(go_backwards)",
     },
     "bidirectional": {
-        "mgu_jax": "mgu_jax:model(bidirectional)",
+        "mgu_jax": "mgu_jax:Model(bidirectional)",
         "flax.linen": "flax.linen:Bidirectional",
         "flax.nnx": "flax.nnx:Bidirectional",
         "torch.nn": "torch.nn:RNNBase.__init__(bidirectional)",
         "keras": "keras.layers:Bidirectional",
     },
     "stacked layers": {
-        "mgu_jax": "mgu_jax:model(hidden_sizes)",
+        "mgu_jax": "mgu_jax:Model(hidden_sizes)",
         "haiku": "haiku:DeepRNN",
         "torch.nn": "torch.nn:RNNBase.__init__(num_layers)",
         "keras": "keras.layers:StackedRNNCells",
@@ -67,7 +67,7 @@ CLAIMS = {
         "keras": "keras.layers:GRU.call(initial_state)",
     },
     "dropout of a layer's input or output": {
-        "mgu_jax": "mgu_jax:model(dropout)",
+        "mgu_jax": "mgu_jax:Model(dropout)",
         "torch.nn": "torch.nn:RNNBase.__init__(dropout)",
         "keras": "keras.layers:GRU(dropout)",
     },
@@ -97,12 +97,12 @@ def _found(claim: str) -> bool:
     return value is not None and (not parameter or parameter in inspect.signature(value).parameters)
 
 
-def table(found: dict[str, list[str]]) -> str:
-    """The table of the README."""
+def table(found: dict[str, list[str]], versions: dict[str, str]) -> str:
+    """The table of experiments/BENCHMARK.md, and the versions of which it is true."""
     lines = ["| | " + " | ".join(PEERS) + " |", "|---" * (len(PEERS) + 1) + "|"]
     for feature, columns in found.items():
         lines.append(f"| {feature} | " + " | ".join("yes" if peer in columns else "" for peer in PEERS) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"As of {', '.join(f'{name} {version}' for name, version in versions.items())}."])
 
 
 def main(config: Config) -> None:
@@ -117,7 +117,6 @@ def main(config: Config) -> None:
     lost = [claim for f, by_peer in CLAIMS.items() for p, claim in by_peer.items() if p not in found[f]]
     versions = {name: metadata.version(name) for name in sorted(set(PEERS.values()) - {"mgu_jax"})}
     run.finish({"found": found, "not_found": lost, "peers": versions})
-    print(table(found))
-    print("\n" + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(table(found, versions))
     if lost:
         print(f"claimed and not found: {', '.join(lost)}")

@@ -99,8 +99,8 @@ def _keras(size: Size) -> Any:
 OURS = {
     "MGU": Layer("mgu_jax", _ours),
     "MGU, states": Layer("mgu_jax", partial(_ours, save="states")),
-    "MGU, states, one chunk": Layer("mgu_jax", partial(_ours, save="states", segment=1_000_000)),
-    "MGU, chunks": Layer("mgu_jax", partial(_ours, save="segments")),
+    "MGU, states, one segment": Layer("mgu_jax", partial(_ours, save="states", segment=1_000_000)),
+    "MGU, segments": Layer("mgu_jax", partial(_ours, save="segments")),
     "MGU, autodiff": Layer("mgu_jax", partial(_ours, implementation="autodiff")),
     "RESET_AFTER_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.RESET_AFTER_MGU)),
     "FLAX_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.FLAX_MGU)),

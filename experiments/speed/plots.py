@@ -1,19 +1,25 @@
-"""The pictures of the benchmark: how many times as long others take, and how far all are from the arithmetic."""
+"""The pictures of the benchmark: the time of other layers relative to ours, and of all relative to the arithmetic."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.harness.plots import CELLS, WIDTH, figure_of, save
+from experiments.harness.plots import CELLS, WIDTH, digest_of, figure_of, save
 from experiments.speed.tables import Times
 from mgu_jax.extras import require
 
 LIBRARIES = {"flax": "o", "equinox": "s", "haiku": "D", "keras": "^", "torch": "v"}  # and their marks
 
 
+def _label(name: str) -> str:
+    """Library and cell, such as "Flax GRU"."""
+    return "mgu_jax MGU" if name == "MGU" else (name[0].upper() + name[1:]).replace("Torch", "PyTorch")
+
+
 def _by_size(axes: Any, sizes: list[tuple[int, ...]], text: str) -> None:
-    axes.set(yscale="log", ylabel=text, xlabel="B, T, D, H")
+    axes.set(yscale="log", ylabel=text, xlabel="B, T, D, H (batch, time steps, features, units)")
     labels = [", ".join(map(str, size)) for size in sizes]
     axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right")
     axes.yaxis.set_minor_locator(require("matplotlib.ticker", "experiments").LogLocator(subs=(2, 3, 5)))
@@ -24,16 +30,16 @@ def _by_size(axes: Any, sizes: list[tuple[int, ...]], text: str) -> None:
 
 
 def _quartiles(rows: list[dict[str, Any]]) -> np.ndarray:
-    """How far the quartiles of the rounds are below and above their median, in units of it, [2, N]."""
+    """How far the quartiles of the rounds lie below and above their median, relative to it, [2, N]."""
     return np.array([[(row["ms"] - row["low"]) / row["ms"], (row["high"] - row["ms"]) / row["ms"]] for row in rows]).T
 
 
 def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
-    """How many times as long as our MGU each peer takes, by size; the quartiles of the rounds as bars."""
+    """The time of each peer relative to our MGU's, by size; the bars are the quartiles of the rounds."""
     times = Times(rows)
     names = [name for name, devices in times.columns if devices == 1 and name.split()[0] in LIBRARIES]
     figure, axes = figure_of(1, 2, figsize=(WIDTH, 3.4), sharey=True)
-    titles = {"forward": "forward", "both": "forward and backward"}
+    titles = {"forward": "forward pass", "both": "training step (forward and backward)"}
     for panel, (which, title) in zip(axes, titles.items(), strict=True):
         for i, name in enumerate(names):
             library, cell = name.split()
@@ -44,20 +50,28 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
             x, y = [j for j, _ in points], np.array([row["times_ours"] for _, row in points])
             bars = y * _quartiles([row for _, row in points])
             panel.errorbar(
-                x, y, bars, color=colour, marker=marker, linestyle="none", label=name, markersize=4, elinewidth=0.8
+                x,
+                y,
+                bars,
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                label=_label(name),
+                markersize=4,
+                elinewidth=0.8,
             )
         panel.axhline(1, color="black", linewidth=0.8)
-        _by_size(panel, times.sizes, "time, in that of mgu_jax's MGU" if which == "forward" else "")
+        _by_size(panel, times.sizes, "time relative to mgu_jax's MGU" if which == "forward" else "")
         panel.set(title=title)
     if names:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    save(figure, path)
+    save(figure, path, digest(rows))
 
 
-def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Forward and backward in units of the arithmetic's own time at the best rate of the run, by size and devices.
+def arithmetic(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The time of a training step relative to the MGU's multiply-adds alone, by size and devices.
 
-    The quartiles of the rounds as bars.
+    The multiply-adds are taken at the best rate of the run; the bars are the quartiles of the rounds.
     """
     times = Times(rows)
     figure, axes = figure_of(figsize=(WIDTH, 3.6))
@@ -66,12 +80,21 @@ def distance_to_the_floor(path: Path, rows: list[dict[str, Any]]) -> None:
         for devices, line in ((1, "-"), (2, ":")):
             found = [(j, times.row(size, name, "both", devices)) for j, size in enumerate(times.sizes)]
             if points := [(j, row) for j, row in found if row]:
-                text = f"{'mgu_jax ' if name == 'MGU' else ''}{name}, {devices} device{'s' if devices > 1 else ''}"
-                floors = np.array([times.floors(times.sizes[j], devices, name) for j, _ in points])
-                bars = floors * _quartiles([row for _, row in points])
+                text = f"{_label(name)}, {devices} device{'s' if devices > 1 else ''}"
+                ratios = np.array([times.beside_arithmetic(times.sizes[j], devices, name) for j, _ in points])
+                bars = ratios * _quartiles([row for _, row in points])
                 look = {"color": colour, "marker": marker, "markersize": 4, "elinewidth": 0.8, "label": text}
-                axes.errorbar([j for j, _ in points], floors, bars, linestyle=line, **look)
+                axes.errorbar([j for j, _ in points], ratios, bars, linestyle=line, **look)
     axes.axhline(1, color="black", linewidth=0.8)
-    _by_size(axes, times.sizes, "time, in that of the MGU's multiply-adds")
+    _by_size(axes, times.sizes, "training step: time relative to\nthe MGU's multiply-adds alone")
     axes.legend(frameon=False, ncols=2)
-    save(figure, path)
+    save(figure, path, digest(rows))
+
+
+# Name of the file, after "benchmark_" -> what draws it.
+PICTURES: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {"ratios": ratios, "arithmetic": arithmetic}
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """Of all that the pictures show; each holds it, so that an outdated picture is noticed."""
+    return digest_of([row for row in rows if row["part"] == "time"])

@@ -1,8 +1,8 @@
-"""The adding problem: the sum of the two numbers, among 50 to 55, that are marked; or among 200, 400, 1000 (--length).
+"""Add the two marked numbers among 50 to 55, or among --length numbers: D = 2.
 
 Each step brings a number from [0, 1] and a mark; one number in each half of the sequence is marked. Guessing the mean
-has a squared error of 1/6. Training sequences are made as they are needed and never come twice, the same for every seed
-and cell; the paper's MGU, of two directions, saw 10,000 of them for 1000 epochs and reached 0.0045. The gates begin
+has a squared error of 1/6. Training sequences are generated during training and never repeat, the same for every seed
+and cell. The paper's MGU, of two directions, saw 10,000 of them for 1,000 epochs and reached 0.0045. The gates start
 with chrono initialisation.
 """
 

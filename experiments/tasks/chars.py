@@ -1,4 +1,4 @@
-"""A language model of characters on tiny Shakespeare: bits per character, and what it writes itself at the end."""
+"""Predict the next character of tiny Shakespeare, and write some text."""
 
 from dataclasses import dataclass
 from pathlib import Path

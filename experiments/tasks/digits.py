@@ -1,6 +1,6 @@
-"""A Minimal Gated Unit reads real handwritten digits row by row (T = 8, D = 8); the main job, seconds on a laptop.
+"""Classify real handwritten digits of 8 x 8 pixels, read row by row: T = 8, D = 8.
 
-Typical output:
+Typical output after some seconds on a laptop:
 
     test accuracy         98.22% of 450
     recurrent parameters  MGU 35,072   GRU 52,608   LSTM 70,144

@@ -1,7 +1,7 @@
-"""How exact the hand-written gradient is: against autodiff and finite differences, in float64 and in float32.
+"""Measure the error of the hand-written gradient, against autodiff and finite differences.
 
-Each size is checked with random inputs and random cotangents on all outputs; errors are relative, of whole arrays, and
-the table shows the worst array of each row. Finite differences are always taken in float64.
+Each size is checked with random inputs and random cotangents on all outputs, in float64 and in float32. Errors are
+relative errors of whole arrays; a row shows that of the worst array. Finite differences always use float64.
 """
 
 from dataclasses import dataclass

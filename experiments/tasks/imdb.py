@@ -1,7 +1,8 @@
-"""Whether a review of IMDB is positive: an embedding, one layer of H = 100 over at most 400 words, a mean of states.
+"""Classify film reviews of IMDB as positive or negative, from at most 400 words each.
 
-22,500 reviews to learn from, 2,500 that choose the step, 25,000 to test on. The paper's MGU reached 62.6 %. Dropout
-falls on every state, before their mean, and so does less than its rate sounds like.
+An embedding, one layer of H = 100, and a readout of the mean of its states. 22,500 reviews are trained on, 2,500 choose
+the step, and 25,000 are the test. The paper's MGU reached 62.6 %. Dropout acts on every state before their mean, so it
+does less than its rate suggests.
 """
 
 from dataclasses import dataclass

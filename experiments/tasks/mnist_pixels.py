@@ -1,7 +1,8 @@
-"""MNIST read pixel by pixel: 784 steps of one number, in their order or all in one other order (--permuted).
+"""Classify MNIST's digits, read pixel by pixel, in their order or in one random order (--permuted): T = 784, D = 1.
 
-What a digit was is decided by pixels hundreds of steps back, so the gates begin with chrono initialisation. References:
-the paper's MGU 84.25 %; JANET 99.0 % and 92.5 % permuted (van der Westhuizen and Lasenby 2018, arXiv 1804.04849).
+The class depends on pixels that were read hundreds of steps before, so the gates start with chrono initialisation.
+References: the paper's MGU 84.25 %; JANET 99.0 %, and 92.5 % permuted (van der Westhuizen and Lasenby 2018, arXiv
+1804.04849).
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""The notebook's own test, right: x = y = 1, T = 10, batch 3, hidden 5, lr 0.1, ten iterations of gradient descent.
+"""Repeat the test of the notebook that this library began with: ten iterations of gradient descent.
 
-The loss of a time step is the squared error summed over the batch and divided by it, as the notebook defines it, and
-the gradient is that of its mean over the time steps, each of which has a loss of its own. Prints the loss of every time
-step at the first and at the last iteration, and the gradient check.
+The loss of a time step is the squared error summed over the batch and divided by its size, as in the notebook; the
+gradient is that of the mean over the time steps. Prints the loss of every time step at the first and at the last
+iteration, and checks the gradient.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""JapaneseVowels: who of nine says /ae/, by 7 to 29 steps of 12 channels; 270 utterances to learn from, 370 to test on.
+"""Recognise which of nine men says /ae/, from 7 to 29 steps of 12 channels (JapaneseVowels).
 
-Sequences of their own lengths, and so few that half of what the layer hands on is dropped and all weights decay. The
-readout, the dropout and the decay were chosen by thirds of the training utterances held out, not by the test set.
+270 utterances are trained on and 370 tested. They are so few that half of the layer's output is dropped and all weights
+decay. Readout, dropout and weight decay were chosen on thirds of the training utterances, not on the test set.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """The benchmark measures what it says: the same work for all, every round, and tables that follow from the rows."""
 
 import json
-import os
 import sys
 
 import jax
@@ -9,19 +8,14 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.speed import peers, tables, timing
+from experiments.speed import peers, plots, tables, timing
 from experiments.speed.benchmark import MEMORY, ON_DEVICES
 from mgu_jax.gradients import relative_error
+from tests.experiments.common import is_png
 
+pytestmark = pytest.mark.usefixtures("as_a_user")
 SIZE = (4, 5, 3, 6)
 LAYERS = {name: layer for name, layer in peers.EVERYTHING.items() if peers.installed(layer.package)}
-
-
-@pytest.fixture(autouse=True)
-def as_a_user():
-    """The peers promote dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -85,12 +79,6 @@ def test_products_alone_are_all_products():
         assert function.lower(*arguments).compile().as_text().count(" dot(") == count
 
 
-def test_a_seed_is_refused(tmp_path, capsys):
-    assert main(["benchmark", "--seed", "3", "--out", str(tmp_path / "run")]) == 2
-    text = "--seed has no meaning for benchmark, whose times do not depend on the numbers."
-    assert capsys.readouterr().err == f"error: {text}\n"
-
-
 @pytest.mark.slow
 def test_quick_run(tmp_path, capsys):
     assert main(["benchmark", "--quick", "--out", str(tmp_path / "run")]) == 0
@@ -106,16 +94,6 @@ def test_quick_run(tmp_path, capsys):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["split"] for line in lines] == [row["part"] for row in rows]
     text = capsys.readouterr().out
-    assert "B, T, D, H = 2, 6, 3, 4   floor" in text
-    assert all(line in text for line in (*tables.beside_the_peers(rows), *tables.figures(rows)))
-    for name in ("ratios.png", "floor.png"):
-        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_more_devices_than_there_are(tmp_path, capsys):
-    assert main(["benchmark", "--devices", "9999", "--out", str(tmp_path / "run")]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: --devices must be at most the {os.cpu_count()} cores that there are; got 9999.\n"
-    )
-    assert not (tmp_path / "run").exists()
+    assert "B, T, D, H = 2, 6, 3, 4   multiply-adds alone" in text
+    assert all(line in text for make in tables.TABLES.values() for line in make(rows))
+    assert all(is_png(tmp_path / "run" / f"{name}.png") for name in plots.PICTURES)

@@ -14,14 +14,8 @@ from experiments.harness.baselines import baseline
 from mgu_jax.gradients import relative_error
 from mgu_jax.training.losses import accuracy
 
+pytestmark = pytest.mark.usefixtures("as_a_user")
 T, B, D, H, K = 5, 4, 3, 6, 2
-
-
-@pytest.fixture(autouse=True)
-def as_a_user():
-    """Flax and optax promote."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def by_hand(name, params, xs):
@@ -161,7 +155,7 @@ def test_every_cell_has_a_name_and_a_model():
     assert get_args(cells.CellName) == (*cells.FAMILY, *baselines.CELLS)
     for name in get_args(cells.CellName):
         model = cells.build(name, 5, H, K, readout="last", embedding_size=D)
-        assert model is cells.build(name, 5, H, K, readout="last", embedding_size=D)
+        assert model == cells.build(name, 5, H, K, readout="last", embedding_size=D)
         params = jax.eval_shape(model.init, jax.random.key(0))
         assert params.embedding.shape == (5, D)
     counts = cells.counts(cells.build("mgu", 28, 100, 10, readout="last"))

@@ -24,6 +24,7 @@ from experiments.datasets import published as files
 from experiments.datasets.download import fetch
 from experiments.datasets.published import Published, find, unpacked
 from experiments.run import BadRequest
+from tests.experiments.common import refuses
 
 CONTENT = b"a published content, " * 50
 REAL = os.environ.get("MGU_JAX_DATA")
@@ -363,3 +364,45 @@ def test_the_real_reviews():
     assert [len(part.xs) for part in (imdb.train, imdb.valid, imdb.test)] == [22_500, 2_500, 25_000]
     assert imdb.test.targets.mean() == 0.5
     assert imdb.train.lengths.max() == 400
+
+
+def test_the_held_out_quarter_of_the_digits():
+    """A quarter of each class, none of it trained on, rows read from the top."""
+    digits = data.digits()
+    assert digits.train.xs.shape == (1347, 8, 8)
+    assert digits.test.xs.shape == (450, 8, 8)
+    images = {x.tobytes() for x in digits.train.xs}
+    assert sum(x.tobytes() in images for x in digits.test.xs) == 0
+    counts = np.bincount(digits.test.targets) / np.bincount(np.concatenate([digits.train.targets, digits.test.targets]))
+    assert np.all(np.abs(counts - 0.25) < 0.01)
+    from sklearn.datasets import load_digits
+
+    originals = {image.astype(np.float32).tobytes() for image in load_digits().images / 16}
+    assert all(x.tobytes() in originals for x in digits.test.xs)
+
+
+def test_a_data_folder_that_is_not_there(tmp_path, capsys):
+    refuses(capsys, ["data", "--data-dir", tmp_path / "none"], "--data-dir", "a folder", tmp_path / "none")
+
+
+def test_mnist_without_the_files_is_one_sentence(tmp_path, capsys):
+    for flags in ([], ["--data-dir", tmp_path]):
+        run_flags = ["mnist-rows", "--out", tmp_path / "run", *flags]
+        refuses(capsys, run_flags, "train-images-idx3-ubyte.gz", "--data-dir or MGU_JAX_DATA")
+    assert list(tmp_path.iterdir()) == []
+
+
+DAMAGED = {
+    "empty": b"",
+    "not gzip": b"no gzip",
+    "another": gzip.compress(b"another file"),
+    "cut short": gzip.compress(b"a" * 99)[:-9],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path, kind):
+    content, name = DAMAGED[kind], "train-images-idx3-ubyte.gz"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadRequest, match=f"{name} is damaged or another file than the published one: get the four"):
+        data.mnist(tmp_path)

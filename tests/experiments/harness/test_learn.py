@@ -1,6 +1,5 @@
 """Experiments that train, in small sizes: what they learn from, what they leave, how seeds and cells are counted."""
 
-import json
 import os
 
 import jax
@@ -14,11 +13,9 @@ from experiments.harness import cells, measures
 from experiments.harness import learn as learning
 from experiments.tasks import adding, mnist_pixels
 from mgu_jax.interop import pretrained
-from tests.experiments.test_experiments import as_a_user, lines, png, run  # noqa: F401 (a fixture)
+from tests.experiments.common import drop_newest_checkpoint, is_png, lines, refuses, result, run
 
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 @pytest.mark.parametrize("length", [None, 7])
@@ -54,7 +51,7 @@ def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
     rows = lines(tmp_path / "two")
     assert [(row["step"], row["split"]) for row in rows] == [(s, p) for s in (50, 100) for p in ("train", "test")]
     assert len(rows[0]["loss_per_seed"]) == 2
-    assert png(tmp_path / "two" / "learning_curve.png")
+    assert is_png(tmp_path / "two" / "learning_curve.png")
 
     assert run(*ADDING, "--seed", 1, "--out", tmp_path / "one") == 0
     one = result(tmp_path / "one")
@@ -87,14 +84,13 @@ def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
     best = min((row for row in lines(tmp_path / "run") if row["split"] == "valid"), key=lambda row: row["loss"])
     assert whole["best_step"] == [best["step"]]
     before = lines(tmp_path / "run")
-    steps = sorted(int(path.stem) for path in (tmp_path / "run" / "checkpoints").iterdir())
-    (tmp_path / "run" / "checkpoints" / f"{steps[-1]}.npz").unlink()  # killed before it was there
+    step = drop_newest_checkpoint(tmp_path / "run")
     assert run(*CHARS, "--out", tmp_path / "run", "--resume") == 0
-    assert f"going on from step {steps[-2]} of 96." in capsys.readouterr().out
+    assert f"going on from step {step} of 96." in capsys.readouterr().out
     again = result(tmp_path / "run")
     assert lines(tmp_path / "run") == before
     assert (again["loss"], again["samples"]) == (whole["loss"], whole["samples"])
-    assert again["resumed_from"] == steps[-2]
+    assert again["resumed_from"] == step
 
 
 @pytest.mark.slow
@@ -107,9 +103,8 @@ def test_every_model_of_characters_writes(flags, tmp_path, monkeypatch):
 
 def test_a_batch_too_large_for_a_stream_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
-    assert run("chars", "--window", 8, "--batch-size", 50, "--out", tmp_path / "run") == 2
-    rule = "--batch-size must leave each row a window of 8 of 159 tokens; got 50."
-    assert capsys.readouterr().err == f"error: {rule}\n"
+    flags = ["chars", "--window", 8, "--batch-size", 50, "--out", tmp_path / "run"]
+    refuses(capsys, flags, "--batch-size", "a window of 8 of 159 tokens", "50")
     assert not (tmp_path / "run").exists()
 
 
@@ -117,8 +112,7 @@ def test_a_batch_too_large_for_a_stream_is_one_sentence(tmp_path, capsys, monkey
 def test_a_run_goes_on_with_its_own_dropout_alone(tmp_path, capsys):
     flags = [*ADDING, "--out", tmp_path / "run"]
     assert run(*flags, "--dropout", 0.1) == 0
-    assert run(*flags, "--dropout", 0.2, "--resume") == 2
-    assert "dropout was 0.1; got 0.2." in capsys.readouterr().err
+    refuses(capsys, [*flags, "--dropout", 0.2, "--resume"], "dropout", "was 0.1", "0.2")
 
 
 def test_a_cell_without_a_forget_bias_learns_where_others_have_chrono(tmp_path):
@@ -197,33 +191,9 @@ def test_a_window_leaves_little_of_a_test_text_out():
         assert steps % window <= 2
 
 
-REFUSED = [
-    (["vowels", "--dropout", 1], "--dropout must be a number in [0, 1); got 1.0."),
-    (["vowels", "--weight-decay", "-1"], "--weight-decay must be a number of at least 0; got -1.0."),
-    (["vowels", "--forget-bias", "nan"], "--forget-bias must be a number or chrono; got nan."),
-    (["adding", "--length", 1], "--length must be at least 2; got 1."),
-    (
-        ["adding", "--cell", "gru", "--implementation", "manual"],
-        "--implementation is for our own cells; got --cell gru.",
-    ),
-    (["adding", "--cell", "gru", "--initializer", "lecun"], "--initializer is for our own cells; got --cell gru."),
-    (["adding", "--seeds", 3, "--devices", 2], "--devices must divide the 3 seeds; got 2."),
-]
-
-
-@pytest.mark.parametrize(("flags", "sentence"), REFUSED, ids=[" ".join(map(str, flags)) for flags, _ in REFUSED])
-def test_what_cannot_be_is_one_sentence(flags, sentence, tmp_path, capsys):
-    assert run(*flags, "--out", tmp_path / "run") == 2
-    assert capsys.readouterr().err == f"error: {sentence}\n"
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("name", ["mnist-pixels", "words", "chars", "imdb", "vowels"])
 def test_a_set_that_is_not_there_is_one_sentence(name, tmp_path, capsys):
-    assert run(name, "--out", tmp_path / "run") == 2
-    text = capsys.readouterr().err
-    assert text.count("\n") == 1
-    assert "is in none of the folders" in text
+    refuses(capsys, [name, "--out", tmp_path / "run"], "is in none of the folders")
     assert list(tmp_path.iterdir()) == []
 
 

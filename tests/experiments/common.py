@@ -1,0 +1,45 @@
+"""What tests of experiments share: a command as a user types it, and the files that it leaves."""
+
+import json
+import re
+from pathlib import Path
+
+from experiments.__main__ import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*arguments):
+    """The exit status of ``python -m experiments`` with these arguments."""
+    return main([str(argument) for argument in arguments])
+
+
+def refuses(capsys, flags, name, rule="", got=""):
+    """The command ends with status 2 and one sentence, which holds these three. Returns it."""
+    capsys.readouterr()
+    assert run(*flags) == 2
+    text = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]*\.\n", text), text
+    for part in (name, rule, got):
+        assert str(part) in text
+    return text
+
+
+def lines(folder):
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def drop_newest_checkpoint(folder):
+    """Remove it, as if the run had been killed before it was written. Returns the step of the one before."""
+    *_, before, newest = sorted(int(path.stem) for path in (folder / "checkpoints").iterdir())
+    (folder / "checkpoints" / f"{newest}.npz").unlink()
+    return before

@@ -1,0 +1,19 @@
+"""The command ``training`` measures what its table shows."""
+
+import pytest
+
+from experiments.speed import overhead
+from tests.experiments.common import result, run
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+
+@pytest.mark.slow
+def test_training_measures_its_four_parts(tmp_path, capsys):
+    assert run("training", "--quick", "--out", tmp_path / "run") == 0
+    rows = result(tmp_path / "run")["rows"]
+    assert [row["part"] for row in rows] == ["host loop", "devices", "members", "checkpoint"]
+    figures = [value for row in rows for value in row.values() if isinstance(value, float)]
+    assert len(figures) == 10
+    assert min(figures) > 0
+    assert "\n".join(overhead.table(rows)) in capsys.readouterr().out
