@@ -52,7 +52,7 @@ def test_the_code_blocks_run_one_after_the_other(quick_compiler, capsys, tmp_pat
     for got, wanted in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(one), strict=True):
         assert relative_error(got, wanted) < 2e-5
     assert "manual:autodiff" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "runs" / "mine").iterdir()) == ["100", "200"]
+    assert sorted(path.name for path in (tmp_path / "runs" / "mine").iterdir()) == ["100.npz", "200.npz"]
 
 
 @pytest.mark.slow
