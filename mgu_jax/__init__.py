@@ -1,4 +1,4 @@
-"""Minimal Gated Units in JAX, with gradients that are proven. ``mgu_jax.scan`` is the place to start."""
+"""The Minimal Gated Unit in JAX: pure functions on plain pytrees. ``mgu_jax.scan`` is the place to start."""
 
 from mgu_jax.gradients import Comparison, GradientReport, check_gradients
 from mgu_jax.layer.family import (
@@ -18,17 +18,18 @@ from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
 from mgu_jax.model import Model, ModelParams, State, detach
 from mgu_jax.sequence import scan
+from mgu_jax.training import losses
+from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.data import Data, Stream
-from mgu_jax.training.evaluate import evaluate
+from mgu_jax.training.evaluate import Validation, evaluate, predict
 from mgu_jax.training.fit import NotFinite, fit
-from mgu_jax.training.halving import halving
-from mgu_jax.training.optimizers import Hyper
-from mgu_jax.training.settings import draw, grid, log_uniform, uniform
+from mgu_jax.training.halving import Halving, halving
+from mgu_jax.training.hyper import Hyper, draw, grid, log_uniform, uniform
+from mgu_jax.training.start import Sweep, start
 from mgu_jax.training.step import Best, Recipe, TrainState
-from mgu_jax.training.sweep import Member, Sweep, best_member, sweep
-from mgu_jax.training.validation import Validation
+from mgu_jax.training.sweep import Member, best_member, sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DIAGONAL_MGU",
@@ -42,9 +43,12 @@ __all__ = [
     "UGRNN",
     "Best",
     "Cell",
+    "Checkpoints",
     "Comparison",
+    "Damaged",
     "Data",
     "GradientReport",
+    "Halving",
     "Hyper",
     "Member",
     "Model",
@@ -71,8 +75,11 @@ __all__ = [
     "halving",
     "init",
     "log_uniform",
+    "losses",
     "lstm_count",
+    "predict",
     "scan",
+    "start",
     "step",
     "step_backward",
     "step_forward",

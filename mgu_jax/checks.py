@@ -75,10 +75,32 @@ def check_key(name: str, key: Any) -> None:
     raise TypeError(f"{name} must be one PRNG key, as jax.random.key(0) makes it; got {describe(key)}.")
 
 
+def is_keys(value: Any) -> bool:
+    """Whether the value is a row of PRNG keys of the new kind."""
+    return isinstance(value, jax.Array) and _is_key(value) and value.ndim == 1 and len(value) > 0
+
+
 def check_keys(name: str, keys: Any) -> None:
     """Raise TypeError unless keys is a row of PRNG keys of the new kind."""
-    if not isinstance(keys, jax.Array) or not _is_key(keys) or keys.ndim != 1 or not len(keys):
+    if not is_keys(keys):
         raise TypeError(f"{name} must be PRNG keys [S], as jax.random.split makes them; got {describe(keys)}.")
+
+
+def leaf_specs(name: str, tree: Any) -> dict[str, str]:
+    """The dtype and shape of every leaf by its path, such as ``{".params.b_y": "float32[3]"}``.
+
+    Raises:
+        TypeError: a leaf is neither a number nor an array of numbers or keys, or an array is empty.
+    """
+    specs = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        value = leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
+        known = any(jnp.issubdtype(value.dtype, kind) for kind in (np.number, np.bool_, jax.dtypes.prng_key))
+        where = jax.tree_util.keystr(path)
+        if not known or not value.size:
+            raise TypeError(f"{name} must hold only numbers and non-empty arrays; {name}{where} is {describe(leaf)}.")
+        specs[where] = f"{value.dtype}{list(value.shape)}"
+    return specs
 
 
 def check_floating(name: str, dtype: Any) -> None:

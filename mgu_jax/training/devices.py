@@ -1,7 +1,7 @@
 """Work split over devices: the samples of a batch, or the members of a sweep, along the one axis of a mesh.
 
-Devices are counted over all processes. Where ``jax.distributed`` has started, every process runs the same program and
-all their devices take part; what is not split is whole on each of them.
+Devices are counted over all processes. After ``jax.distributed.initialize``, every process runs the same program on all
+devices together. An array that is not split is whole on every device.
 """
 
 from collections.abc import Callable
@@ -22,24 +22,25 @@ Result = TypeVar("Result")
 
 
 def mesh_of(devices: Any, what: str, count: int) -> Mesh | None:
-    """The devices that count things are split over; ``None`` for one device.
+    """The mesh of the devices over which ``count`` items are split; ``None`` for one device.
 
     Raises:
-        ValueError: more devices than there are or, of several processes, fewer; or a number that does not divide count.
+        ValueError: more devices than exist; several processes and not all their devices; or devices that do not divide
+            ``count``.
     """
     checks.check_size("devices", devices)
-    there, processes = jax.device_count(), jax.process_count()
-    if devices > there:
-        raise ValueError(f"devices must be at most the {there} that there are; got {devices}.")
-    if processes > 1 and devices != there:
-        raise ValueError(f"devices must be all {there} of the {processes} processes; got {devices}.")
+    available, processes = jax.device_count(), jax.process_count()
+    if devices > available:
+        raise ValueError(f"devices must be at most {available}, the number available; got {devices}.")
+    if processes > 1 and devices != available:
+        raise ValueError(f"devices must be {available}, all those of the {processes} processes; got {devices}.")
     if count % devices:
         raise ValueError(f"devices must divide the {count} {what}; got {devices}.")
     return None if devices == 1 else jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
-    """Arrays onto the devices: whole on each, or split where one of ``axes`` is ``AXIS``."""
+    """The arrays on the devices: whole on each, or split along the axis that ``axes`` names ``AXIS``."""
     if mesh is None:
         split = any(isinstance(a, jax.Array) and len(a.sharding.device_set) > 1 for a in jax.tree.leaves(tree))
         return jax.device_put(tree, jax.local_devices()[0] if split else None)
@@ -50,7 +51,7 @@ def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
 
 
 def _put_by_all(a: Any, sharding: NamedSharding) -> jax.Array:
-    """``device_put`` of what every process has alike; JAX's own takes an array of one process to no other's devices."""
+    """``device_put`` of an array that is equal in every process. JAX's own cannot reach another process's devices."""
     if isinstance(a, jax.Array):
         if not a.is_fully_addressable:
             return jax.device_put(a, sharding)
@@ -61,42 +62,43 @@ def _put_by_all(a: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
-def keep(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
-    """``put`` inside of a compiled function."""
-    return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
-
-
 def put_parts(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
-    """Arrays of which each process has a part, put together."""
+    """Global arrays on the devices, joined from the part that each process has."""
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)
 
 
-def map_members(function: Callable[[Any, Any], Any], members: Any, shared: Any, at_once: int | None, mesh: Any) -> Any:
-    """``function(shared, member)`` of all members [M, ...]: so many at once under ``vmap``, all if ``None``.
+def constrain(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
+    """``put`` inside a compiled function."""
+    return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    On a mesh each device has members of its own, and nothing to say to the others.
+
+def map_members(function: Callable[[Any, Any], Any], members: Any, shared: Any, at_once: int | None, mesh: Any) -> Any:
+    """``function(shared, member)`` of all members [M, ...], ``at_once`` of them under ``vmap``; all if ``None``.
+
+    On a mesh, each device computes its own members without communication.
     """
 
-    def all_of_them(members: Any, shared: Any) -> Any:
+    def map_part(members: Any, shared: Any) -> Any:
         count = len(jax.tree.leaves(members)[0])
         return lax.map(partial(function, shared), members, batch_size=min(at_once or count, count))
 
-    if mesh is not None:
-        specs = (PartitionSpec(AXIS), PartitionSpec())
-        all_of_them = jax.shard_map(all_of_them, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return all_of_them(members, shared)
+    if mesh is None:
+        return map_part(members, shared)
+    split, whole = PartitionSpec(AXIS), PartitionSpec()
+    specs = {"in_specs": (split, whole), "out_specs": split}
+    return jax.shard_map(map_part, mesh=mesh, check_vma=False, **specs)(members, shared)
 
 
 def one_copy(tree: Any) -> Any:
-    """Of arrays that are whole on every device, those of the first device of this process."""
+    """The copy on this process's first device of arrays that are whole on every device."""
     return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, tree)
 
 
-def agreed(values: list[float]) -> list[float]:
-    """What the first process has, for all: those of the others may differ in the last bit, and part with it there."""
+def from_first_process(values: list[float]) -> list[float]:
+    """The first process's values, broadcast to all. Others may differ in the last bit and would then branch apart."""
     return values if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(np.array(values)).tolist()
 
 
@@ -121,7 +123,7 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 def to_host(tree: Any) -> Any:
-    """As NumPy arrays, also what is split over several processes."""
+    """The arrays as NumPy arrays, also those that are split over several processes."""
 
     def one(a: Any) -> np.ndarray:
         if isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated):

@@ -1,8 +1,12 @@
-"""Metrics of a model, or of all members of a sweep, over a data set, a batch at a time: memory stays bounded."""
+"""Metrics and outputs of a model, or of all members of a sweep, over a data set.
+
+One batch is computed at a time, so the memory does not grow with the data.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +17,12 @@ from jax.sharding import Mesh
 from mgu_jax import checks
 from mgu_jax.layer.noise import Rates
 from mgu_jax.model import Model, check_model, check_reads_on
-from mgu_jax.training import data as feed
-from mgu_jax.training.data import Data, Stream
+from mgu_jax.training.batch import check_limits, limits_of, measure, run_model
+from mgu_jax.training.data import Data, Stream, check_data, check_stream, take, windows
 from mgu_jax.training.devices import map_members, to_host
-from mgu_jax.training.losses import Loss, accuracy, cross_entropy
-from mgu_jax.training.step import measure, run_model
-
-
-class Members(NamedTuple):
-    """How the members of a sweep are evaluated: so many at once, all if ``None``, split over the devices of a mesh."""
-
-    at_once: int | None = None
-    mesh: Mesh | None = None
-
-
-class Asked(NamedTuple):
-    """What is measured, and how: as ``evaluate`` takes it, and of params [M, ...] of a sweep with its ``Members``.
-
-    ``rates`` of a sweep are [M].
-    """
-
-    model: Model
-    data: Any
-    metrics: tuple[Loss, ...]
-    batch_size: int
-    window: int | None = None
-    members: Members | None = None
-    rates: Any = None
+from mgu_jax.training.hyper import Hyper
+from mgu_jax.training.losses import Loss, cross_entropy, squared_error
+from mgu_jax.training.step import Recipe
 
 
 def evaluate(
@@ -51,109 +34,263 @@ def evaluate(
     window: int | None = None,
     **rates: Any,
 ) -> list[float]:
-    """Each metric's mean over all samples; over all valid steps, of a model that reads out every step.
+    """The mean of each metric over all samples or, for a model that reads out every step, over all valid steps.
+
+    Noise is off, except that zoneout takes its expectation.
 
     Args:
-        model, params: what is evaluated, without noise.
-        data: samples; or a ``Stream``, read from its beginning with the state carried along. Steps behind the last
-            window that all rows have are left out: none with one row and a window that divides its steps.
-        metrics: functions such as ``mgu_jax.training.losses.accuracy``.
-        batch_size: samples at once, or the rows that a stream is cut into.
-        window: steps of a stream at once; needed for one, and for nothing else.
-        rates: of noise, that the run had of its ``Hyper`` and not of the model: zoneout takes its expectation, and the
-            others are off.
+        model: a ``Model``.
+        params: its parameters.
+        data: samples; or a ``Stream``, read from its beginning with the state carried along. Steps after the last
+            whole window are left out; with one row and a window that divides the steps, there are none.
+        metrics: functions such as ``mgu_jax.losses.accuracy``.
+        batch_size: samples computed at once, or the number of rows that a stream is cut into.
+        window: steps of a stream computed at once; required for a stream, ``None`` for samples.
+        rates: the rates of noise that the run took from its ``Hyper`` instead of the model.
 
     Raises:
-        TypeError, ValueError: unusable data, or tokens or classes that the model has not; metrics that are not a tuple
-            of functions of which each gives a number; something else than rates.
+        TypeError: data of another kind, metrics that are not a tuple of functions, or one that does not return a
+            number.
+        ValueError: shapes that do not fit, tokens or classes that the model does not have, or an unknown rate.
     """
     check_model(model, "apply")
     check_metrics(metrics)
-    for name, rate in rates.items():
-        checks.check_choice("a rate", name, ("dropout", *Rates._fields))
-        checks.check_rate(name, rate)
-    asked = Asked(model, data, metrics, batch_size, window, rates=rates)
-    try_evaluation(asked, params)  # data that are none at all are said first
-    feed.check_limits(data, limits_of(metrics, params))
-    return [float(value) for value in evaluation(asked, params)]
+    _check_rates(rates)
+    evaluator = Evaluator(model, data, metrics, batch_size, window)
+    evaluator.check(params, rates)  # before the limits, which need well-formed data
+    check_limits(data, limits_of(metrics, params))
+    return evaluator.scores(params, rates)
+
+
+def predict(
+    model: Model,
+    params: Any,
+    data: Data | Stream,
+    batch_size: int = 1000,
+    window: int | None = None,
+    **rates: Any,
+) -> np.ndarray:
+    """The outputs ys of all samples: [N, K], or [N, T, K] of a model that reads out every step.
+
+    Noise is off, except that zoneout takes its expectation. Steps after a sample's length hold no meaningful output.
+
+    Args:
+        model: a ``Model``.
+        params: its parameters.
+        data: samples; or a ``Stream``, read from its beginning with the state carried along, whose outputs are
+            [batch_size, T, K] with T the steps of all windows. The targets are not used and may be ``None``.
+        batch_size: samples computed at once, or the number of rows that a stream is cut into.
+        window: steps of a stream computed at once; required for a stream, ``None`` for samples.
+        rates: the rates of noise that the run took from its ``Hyper`` instead of the model.
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: shapes that do not fit, tokens that the model does not have, or an unknown rate.
+    """
+    check_model(model, "apply")
+    _check_rates(rates)
+    if isinstance(data, Data | Stream) and data.targets is None:
+        data = data._replace(targets=data.xs)
+    evaluator = Evaluator(model, data, (), batch_size, window)
+    evaluator.check(params, rates)
+    check_limits(data, limits_of((), params))
+    return evaluator.outputs(params, rates)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """What is computed over which data, a batch at a time; the arguments are those of ``evaluate``."""
+
+    model: Model
+    data: Any
+    metrics: tuple[Loss, ...]
+    batch_size: int = 1000
+    window: int | None = None
+
+    def check(self, params: Any, rates: dict[str, Any]) -> None:
+        """Raise what ``scores`` would raise because of shapes and dtypes, without computing anything."""
+
+        def first(params: Any, rates: Any) -> Any:
+            batch = next(self._batches())
+            return _measure(params, self._first_carry(params), rates, batch, self.model, self.metrics)
+
+        jax.eval_shape(first, params, rates)
+
+    def scores(self, params: Any, rates: dict[str, Any]) -> list[float]:
+        """The mean of each metric."""
+        measured = partial(_measure_one, params, rates=rates, model=self.model, metrics=self.metrics)
+        return [float(mean) for mean in self._means(measured, self._first_carry(params))]
+
+    def scores_of_members(
+        self, params: Any, rates: dict[str, Any], at_once: int | None = None, mesh: Mesh | None = None
+    ) -> list[np.ndarray]:
+        """The mean of each metric, [M], for the members of a sweep: the entries of params and rates are [M, ...].
+
+        ``at_once`` members are computed together, all if ``None``; on a mesh they are split over its devices.
+        """
+        how = {"model": self.model, "metrics": self.metrics, "at_once": at_once, "mesh": mesh}
+        measured = partial(_measure_members, params, rates=rates, **how)
+        carry = None if self.window is None else jax.vmap(self._first_carry)(params)
+        return self._means(measured, carry)
+
+    def outputs(self, params: Any, rates: dict[str, Any]) -> np.ndarray:
+        """The outputs of all samples, as ``predict`` returns them."""
+        carry, parts = self._first_carry(params), []
+        for batch in self._batches():
+            ys, carry = _run(params, carry, rates, batch, self.model)
+            ys = to_host(ys)
+            parts.append(ys.swapaxes(0, 1) if ys.ndim == 3 else ys if self.window is None else ys[:, None])
+        return np.concatenate(parts, 0 if self.window is None else 1)
+
+    def _means(self, measured: Any, carry: Any) -> list[np.ndarray]:
+        totals, weights = [np.float64(0.0)] * len(self.metrics), np.float64(0.0)
+        for batch in self._batches():
+            values, weight, carry = measured(carry, batch=batch)
+            *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
+            totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
+            weights = weights + weight
+        with np.errstate(invalid="ignore"):  # nan if nothing was measured: zero would be the best loss of all
+            return [np.asarray(total / weights) for total in totals]
+
+    def _first_carry(self, params: Any) -> Any:
+        """The model's state before the first window of a stream; ``None`` for samples."""
+        if self.window is None:
+            return None
+        carry = self.model.start(params, (self.batch_size,))
+        check_reads_on(carry)
+        return carry
+
+    def _batches(self) -> Iterator[Data]:
+        checks.check_size("batch_size", self.batch_size)
+        data, size, window = self.data, self.batch_size, self.window
+        if jax.process_count() > 1:  # arrays of one process cannot be combined with arrays of all
+            data = jax.device_get(data)
+        if window is None:
+            check_data(data, 1)
+            for first in range(0, len(data.xs), size):
+                yield jax.tree.map(lambda a, first=first: a[first : first + size], data)
+        else:
+            checks.check_size("window", window)
+            check_stream(data, size, window)
+            for index in range(windows(data, size, window)):
+                yield take(data, index, size, window)
+
+
+def _measure(
+    params: Any, carry: Any, rates: Any, batch: Data, model: Model, metrics: tuple[Loss, ...]
+) -> tuple[list[Array], Array, Any]:
+    """The mean of each metric over a batch, the weight of the batch, and the state after it."""
+    ys, carry = run_model(model, params, batch, carry, rates)
+    # A model that reads out every step is measured at each valid step, any other once per sample.
+    valid_steps = ys.ndim == 3 and batch.lengths is not None
+    weight = jnp.sum(jnp.asarray(batch.lengths, jnp.int32)) if valid_steps else jnp.int32(len(batch.xs))
+    return measure(metrics, ys, batch), weight, carry
+
+
+_measure_one = jax.jit(_measure, static_argnames=("model", "metrics"))
+
+
+@partial(jax.jit, static_argnames=("model", "metrics", "at_once", "mesh"))
+def _measure_members(
+    params: Any,
+    carry: Any,
+    rates: Any,
+    batch: Data,
+    model: Model,
+    metrics: tuple[Loss, ...],
+    at_once: int | None,
+    mesh: Mesh | None,
+) -> tuple[list[Array], Array, Any]:
+    def one(batch: Data, member: tuple[Any, Any, Any]) -> tuple[list[Array], Array, Any]:
+        return _measure(*member, batch, model, metrics)
+
+    return map_members(one, (params, carry, rates), batch, at_once, mesh)
+
+
+@partial(jax.jit, static_argnames="model")
+def _run(params: Any, carry: Any, rates: Any, batch: Data, model: Model) -> tuple[Array, Any]:
+    return run_model(model, params, batch, carry, rates)
 
 
 def check_metrics(metrics: Any) -> None:
-    """A tuple of functions.
+    """Check that metrics is a tuple of functions.
 
     Raises:
-        TypeError: something else.
+        TypeError: it is something else.
     """
     if not isinstance(metrics, tuple) or not metrics or not all(map(callable, metrics)):
         raise TypeError(f"metrics must be a tuple of functions, at least one; got {metrics!r}.")
 
 
-def limits_of(functions: tuple[Loss, ...], params: Any) -> feed.Limits:
-    """How many tokens there are for the model, and classes for what takes labels."""
-    embedding, W_y = (getattr(getattr(params, name, None), "shape", ()) for name in ("embedding", "W_y"))
-    labels = any(function in (accuracy, cross_entropy) for function in functions)
-    return feed.Limits(embedding[-2] if len(embedding) > 1 else None, W_y[-1] if labels and len(W_y) > 1 else None)
+def _check_rates(rates: dict[str, Any]) -> None:
+    for name, rate in rates.items():
+        checks.check_choice("a rate", name, ("dropout", *Rates._fields))
+        checks.check_rate(name, rate)
 
 
-def evaluation(asked: Asked, params: Any) -> list[np.ndarray]:
-    """``evaluate``: a value for each metric or, with members, [M]."""
-    carry, parts = _parts(asked, params)
-    totals, weights = [np.float64(0.0)] * len(asked.metrics), np.float64(0.0)
-    for part in parts:
-        values, weight, carry = _measured(asked, params, part, carry)
-        *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
-        totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
-        weights = weights + weight
-    with np.errstate(invalid="ignore"):  # nan where nothing counts: zero would be the best loss of all
-        return [np.asarray(total / weights) for total in totals]
+@dataclass(frozen=True)
+class Validation:
+    """What is measured during a run, and when.
 
+    Attributes:
+        data: ``Data``, or a ``Stream`` if the recipe has a window.
+        metrics: functions as ``evaluate`` takes them; the first decides which parameters are best.
+        higher_is_better: true if the first metric is better when higher, as an accuracy; false for a loss.
+        every: calls of the compiled loop between two validations.
+        patience: the run stops after this number of validations in a row without a better score; never if ``None``.
+        batch_size: samples computed at once; a stream has the recipe's number of rows.
 
-def try_evaluation(asked: Asked, params: Any) -> None:
-    """Raise what ``evaluation`` would raise of the shapes and dtypes, and compute nothing."""
+    Raises:
+        TypeError: metrics is not a tuple of functions.
+        ValueError: a number is below 1, or the first metric is a loss and higher_is_better is true.
+    """
 
-    def first(params: Any) -> Any:
-        carry, parts = _parts(asked, params)
-        return _measured(asked, params, next(parts), carry)
+    data: Any
+    metrics: tuple[Loss, ...]
+    higher_is_better: bool = True
+    every: int = 1
+    patience: int | None = None
+    batch_size: int = 1000
 
-    jax.eval_shape(first, params)
+    def __post_init__(self) -> None:
+        checks.check_size("every", self.every)
+        if self.patience is not None:
+            checks.check_size("patience", self.patience)
+        check_metrics(self.metrics)
+        if self.higher_is_better and self.metrics[0] in (cross_entropy, squared_error):
+            name = self.metrics[0].__name__
+            raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the metrics; a metric without a name, or with an earlier one's, is named by its position."""
+        found = [getattr(metric, "__name__", "<lambda>") for metric in self.metrics]
+        return [f"metric {i}" if n == "<lambda>" or n in found[:i] else n for i, n in enumerate(found)]
 
-def _measured(asked: Asked, params: Any, part: Data, carry: Any) -> Any:
-    return _of_a_part(params, part, carry, asked.rates, asked.model, asked.metrics, asked.members)
+    def is_due(self, done: int, steps_per_call: int, steps: int) -> bool:
+        """Whether to measure after this step."""
+        return done % (steps_per_call * self.every) == 0 or done == steps
 
+    def evaluator(self, recipe: Recipe) -> Evaluator:
+        """What measures the runs of a recipe."""
+        size = self.batch_size if recipe.window is None else recipe.batch_size
+        return Evaluator(recipe.model, self.data, self.metrics, size, recipe.window)
 
-def _parts(asked: Asked, params: Any) -> tuple[Any, Iterator[Data]]:
-    """The state before the first batch, and the batches."""
-    model, data, _, batch_size, window, members, _ = asked
-    checks.check_size("batch_size", batch_size)
-    if jax.process_count() > 1:  # what one process has on its devices cannot meet what is on the devices of all
-        data = jax.device_get(data)
-    if window is None:
-        feed.check_data(data, 1)
-        starts = range(0, len(data.xs), batch_size)
-        return None, (jax.tree.map(lambda a, i=i: a[i : i + batch_size], data) for i in starts)
-    checks.check_size("window", window)
-    feed.check_stream(data, batch_size, window)
-    begin = partial(model.start, batch=(batch_size,))  # pyright: ignore (a stream's model has one)
-    rows = range(feed.windows(data, batch_size, window))
-    carry = jax.vmap(begin)(params) if members else begin(params)
-    check_reads_on(carry)
-    return carry, (feed.take(data, row, batch_size, window) for row in rows)
+    def check(self, recipe: Recipe, params: Any, hyper: Hyper) -> None:
+        """Check the data as those of the training are checked, and together with a model of these parameters.
 
-
-@partial(jax.jit, static_argnames=("model", "metrics", "members"))
-def _of_a_part(
-    params: Any, batch: Data, carry: Any, rates: Any, model: Model, metrics: tuple[Loss, ...], members: Members | None
-) -> tuple[list[Array], Array, Any]:
-    """Each metric's mean over a batch, what the batch weighs, and the state after it."""
-
-    def one(batch: Data, of_one: tuple[Any, Any, Any]) -> tuple[list[Array], Array, Any]:
-        params, carry, rates = of_one
-        ys, carry = run_model(model, params, batch, carry, rates)
-        # Of a model that reads out every step, each valid step counts; of the others, each sample.
-        steps = ys.ndim == 3 and batch.lengths is not None
-        weight = jnp.sum(jnp.asarray(batch.lengths, jnp.int32)) if steps else jnp.int32(len(batch.xs))
-        return measure(metrics, ys, batch), weight, carry
-
-    of_all = (params, carry, rates)
-    return map_members(one, of_all, batch, *members) if members is not None else one(batch, of_all)
+        Raises:
+            TypeError, ValueError: as ``fit`` raises of its data.
+        """
+        try:
+            if recipe.window is None:
+                check_data(self.data, 1)
+            else:
+                check_stream(self.data, recipe.batch_size, recipe.window)
+            check_limits(self.data, limits_of((recipe.loss, *self.metrics), params))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"validation.{error}") from None
+        try:
+            self.evaluator(recipe).check(params, hyper.rates())
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"validation must fit the model: {error}") from None

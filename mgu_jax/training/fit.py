@@ -1,87 +1,31 @@
-"""``fit``: the loop on the host around the compiled chunk. It validates, keeps the best, stops early, and reports."""
+"""``fit``: one run. It validates, keeps the best parameters, stops early, saves checkpoints and reports."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from mgu_jax import checks
-from mgu_jax.training import data as feed
 from mgu_jax.training.data import Data, Source, Stream
-from mgu_jax.training.devices import AXIS, agreed, mesh_of, one_copy, put, put_parts
-from mgu_jax.training.evaluate import limits_of
-from mgu_jax.training.optimizers import Hyper, check_hyper
-from mgu_jax.training.progress import Progress
-from mgu_jax.training.step import Best, Recipe, TrainState, run_steps, start
-from mgu_jax.training.validation import Validation, check_validation, scores_of, shown_scores
+from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, one_copy, put, put_parts
+from mgu_jax.training.evaluate import Validation
+from mgu_jax.training.hyper import Hyper, check_one_setting
+from mgu_jax.training.loop import STEPS_PER_CALL, Plan, Shown, Store, host_loop, restored
+from mgu_jax.training.start import check_state, improve, init_state, with_best
+from mgu_jax.training.step import Recipe, TrainState, all_finite, run_steps
 
 
 class NotFinite(RuntimeError):
-    """Training stopped, since something was not finite. ``step`` is where, ``state`` the last good state."""
+    """The loss or a parameter was nan or infinite. ``step`` is where, ``state`` the last good state."""
 
     def __init__(self, what: str, step: int, state: TrainState):
         super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
         self.step, self.state = step, state
-
-
-@jax.jit
-def all_finite(tree: Any) -> Array:
-    """One bool for all numbers of a pytree."""
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def check_fit(
-    recipe: Any, data: Any, hyper: Any, steps: Any, steps_per_call: Any, validation: Any, on_call: Any
-) -> None:
-    """The arguments that ``fit`` and ``sweep`` share."""
-    for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
-    if validation is not None and not isinstance(validation, Validation):
-        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
-    if on_call is not None and not callable(on_call):
-        raise TypeError(f"on_call must be a function; got {checks.describe(on_call)}.")
-    if recipe.window is not None:
-        feed.check_stream(data, recipe.batch_size, recipe.window)
-    elif not callable(data):
-        feed.check_data(data, recipe.batch_size, " or a function of the step that makes one")
-    checks.check_size("steps", steps)
-    checks.check_size("steps_per_call", steps_per_call)
-    check_hyper(hyper)
-    if recipe.schedule != "constant" and steps > recipe.total_steps:  # pyright: ignore (such a schedule has its steps)
-        raise ValueError(f"steps must be at most the schedule's total_steps, {recipe.total_steps}; got {steps}.")
-
-
-@lru_cache(maxsize=64)
-def _described(recipe: Recipe) -> dict[str, str]:
-    return checks.leaf_specs("state", jax.eval_shape(partial(start, recipe), jax.random.key(0))._replace(best=None))
-
-
-def check_state(recipe: Recipe, state: Any, members: bool = False) -> None:
-    """A state to go on from is one of the recipe: of its model and its optimiser.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    if not isinstance(state, TrainState):
-        raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
-    one = state._replace(best=None)
-    if members:
-        one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), one)
-    wanted, came = _described(recipe), checks.leaf_specs("state", one)
-    for path in wanted | came:
-        if wanted.get(path) != came.get(path):
-            right, got = wanted.get(path, "nothing"), came.get(path, "nothing")
-            raise ValueError(f"state must be one of the recipe, which has {right} at {path[1:]}; got {got}.")
-
-
-def chunk_size(done: int, steps_per_call: int, steps: int) -> int:
-    """Steps of the next chunk; chunks end at multiples of steps_per_call, wherever the run began."""
-    return min(steps_per_call - done % steps_per_call, steps - done)
 
 
 def fit(
@@ -92,126 +36,109 @@ def fit(
     key: Array,
     hyper: Hyper = Hyper(),
     state: TrainState | None = None,
-    steps_per_call: int = 100,
+    checkpoints: Store | None = None,
+    steps_per_call: int = STEPS_PER_CALL,
     validation: Validation | None = None,
     devices: int = 1,
     on_call: Callable[[TrainState, np.ndarray, dict[str, float]], str | None] | None = None,
     progress: bool = False,
 ) -> tuple[TrainState, np.ndarray]:
-    """Train for a number of steps, a chunk at a time.
+    """The final state of a run, and the losses of its steps.
+
+    A run that was killed at any moment and is started again by the same line continues from its newest checkpoint to
+    the same bits.
 
     Args:
         recipe: the static side of the run.
-        data: ``Data``, put on the device once; a ``Stream`` if the recipe has a window; or a function of the number of
-            the step that makes the ``Data`` of its batch on the host, while the device works on the chunk before. Of
-            several processes each has the same data or stream, or a function that makes its own part of the batch.
-        steps: the number of the last step, counted from the start of the run, also of one that resumes.
-        key: the run's seed; unused where state is given.
-        hyper: the traced side of the run.
-        state: continue from here, to the same bits with the same steps_per_call and devices; ``start`` if ``None``.
-        steps_per_call: optimiser steps between two returns to the host.
-        validation: what to measure; the best parameters stand in the state's ``best`` then.
-        devices: the samples of a batch are split over so many, which must divide the batch. The noise that they get
+        data: ``Data``, which is put on the device once; a ``Stream`` if the recipe has a window; or a function of the
+            step that returns the ``Data`` of its batch, called on the host while the device works on earlier steps.
+            With several processes, each passes the same data or stream, or a function that returns its own share of
+            the batch.
+        steps: the number of the last step, counted from the start of the run even if the run resumes.
+        key: the seed of a new run; a run that continues keeps its own.
+        hyper: the numbers of the run.
+        state: where to start if there is no checkpoint; ``mgu_jax.start(recipe, key, hyper)`` if ``None``. With the
+            same steps_per_call and devices, a run that continues from a state of ``on_call`` has the same bits.
+        checkpoints: an ``mgu_jax.Checkpoints``. The run continues from its newest checkpoint, and saves one after every
+            call of the compiled loop.
+        steps_per_call: optimiser steps in one call of the compiled loop.
+        validation: what to measure; the state then holds the best parameters so far in ``best``.
+        devices: the number of devices over which the samples of a batch are split; it must divide the batch. Noise
             depends on it.
-        on_call: called after every chunk with the state, the chunk's losses, and the scores by name if the chunk was
-            validated; logs, saves. A text that it returns stands beside the progress.
-        progress: show a bar on a terminal, a plain line a chunk elsewhere (needs the extra ``experiments``).
+        on_call: called after every call of the compiled loop, before its checkpoint is saved, with the state, the
+            losses of the call, and the scores by name if it was validated. A text that it returns is shown beside the
+            progress.
+        progress: show a bar on a terminal, one plain line per call elsewhere (needs the extra ``experiments``).
 
     Returns:
-        The final state, and the losses of the steps taken here: fewer than asked for where patience ended.
+        The final state, and the losses of the steps taken here; fewer than ``steps`` if the run resumed or patience
+        ended it.
 
     Raises:
-        NotFinite: a loss was nan or infinite, or a parameter after a chunk.
-        TypeError, ValueError: arguments of another kind, unusable data, fewer samples than a batch, or more devices
-            than there are.
+        NotFinite: a loss, or a parameter after a call, was nan or infinite.
+        Damaged: the newest checkpoint is not as it was saved, or belongs to another recipe.
+        TypeError: an argument of another type.
+        ValueError: unusable data, fewer samples than a batch, or more devices than are available.
     """
-    check_fit(recipe, data, hyper, steps, steps_per_call, validation, on_call)
-    for name, value in hyper._asdict().items():
-        if value is not None and not checks.is_number(value):
-            raise ValueError(
-                f"hyper.{name} must be one number (mgu_jax.sweep takes several); got {checks.describe(value)}."
-            )
-    if state is not None:
+    plan = Plan(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
+    check_one_setting(hyper)
+    if state is None:
+        checks.check_key("key", key)
+        state = init_state(recipe, key, hyper)
+    else:
         check_state(recipe, state)
     mesh = mesh_of(devices, "samples of a batch", recipe.batch_size)
-
-    def placed(state: TrainState) -> TrainState:
-        return put(state._replace(carry=None), mesh)._replace(carry=put(state.carry, mesh, AXIS))
-
-    reached: TrainState = start(recipe, key, hyper) if state is None else state
-    limits = limits_of((recipe.loss,), reached.params)
-    check_validation(recipe, validation, one_copy(reached.params), hyper)
-    if not callable(data):
-        feed.check_limits(data, limits)
-        data = put(data, mesh)
-    if validation is not None and reached.best is None:
-        reached = reached._replace(best=_unscored(reached, validation))
-    reached, hyper = placed(reached), put(jax.tree.map(jnp.asarray, hyper), mesh)
-    done, losses = int(reached.step), []
-    if done > steps:
-        raise ValueError(f"steps must be at least the {done} that state has done; got {steps}.")
-
-    def batches(done: int) -> Any:
-        if not callable(data):
-            return data
-        mine = recipe.batch_size * jax.local_device_count() // devices if jax.process_count() > 1 else recipe.batch_size
-        part = feed.stack(data, done, chunk_size(done, steps_per_call, steps), mine, limits)
-        return put_parts(part, mesh, None, AXIS)
-
-    ready, failed, seen = batches(done) if done < steps else None, None, ""
-    with Progress(done, steps, progress) as shown:
-        while done < steps and not _out_of_patience(reached, validation):
-            count = chunk_size(done, steps_per_call, steps)
-            new_state, new_losses = run_steps(reached, hyper, ready, recipe=recipe, steps=count, mesh=mesh)
-            finite = all_finite(new_state.params)  # awaited below, with the losses
-            try:
-                ready = batches(done + count) if done + count < steps else None  # while the device works
-            except Exception as error:  # belongs to the next chunk; this one is looked at and reported first
-                failed = error
-            new_losses = np.asarray(new_losses)
-            bad = np.flatnonzero(~np.isfinite(new_losses))
-            if bad.size:
-                raise NotFinite(f"the loss must stay finite; it is {new_losses[bad[0]]}", done + int(bad[0]), reached)
-            if not finite:  # the last update's doing, which no loss has seen yet
-                raise NotFinite("the parameters must stay finite; they are not", done + count, reached)
-            reached, done = new_state, done + count
-            losses.append(new_losses)
-            scores: dict[str, float] = {}
-            if validation is not None and validation.is_due(done, steps_per_call, steps):
-                reached, scores = _validated(reached, recipe, validation, one_copy(hyper))
-                reached = placed(reached)
-            text = on_call(reached, new_losses, scores) if on_call else None
-            seen = text or shown_scores(scores) or seen
-            shown.advance(count, float(new_losses[-1]), seen)
-            if failed is not None and not _out_of_patience(reached, validation):
-                raise failed
+    if validation is not None:
+        validation.check(recipe, one_copy(state.params), hyper)
+    batch_size = recipe.batch_size
+    if jax.process_count() > 1:
+        batch_size = batch_size * jax.local_device_count() // devices
+    feed = plan.feed(state.params, mesh, partial(_put_batches, mesh=mesh), batch_size)
+    runner = _Run(plan, put(jax.tree.map(jnp.asarray, hyper), mesh), mesh)
+    first = runner.placed(restored(checkpoints, with_best(state, validation)))
+    reached, losses = host_loop(plan, runner, first, feed)
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
 
-def begin(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), validation: Validation | None = None) -> TrainState:
-    """``start``, with the ``best`` that a run with this validation carries: what its checkpoints are restored like."""
-    state = start(recipe, key, hyper)
-    return state if validation is None else state._replace(best=_unscored(state, validation))
+def _put_batches(batches: Any, mesh: Mesh | None) -> Any:
+    return put_parts(batches, mesh, None, AXIS)
 
 
-def _unscored(state: TrainState, validation: Validation) -> Best:
-    worst = -np.inf if validation.higher_is_better else np.inf
-    return Best(jnp.float32(worst), state.step, state.params, jnp.int32(0))
+class _Run:
+    """One run, as the loop on the host sees it."""
 
+    def __init__(self, plan: Plan, hyper: Hyper, mesh: Mesh | None):
+        self.plan, self.hyper, self.mesh = plan, hyper, mesh
 
-def _validated(
-    state: TrainState, recipe: Recipe, validation: Validation, hyper: Hyper
-) -> tuple[TrainState, dict[str, float]]:
-    """The state with the best parameters so far, and the scores by the names of the metrics."""
-    scores = scores_of(recipe, validation, one_copy(state.params), hyper)
-    values = agreed([float(score) for score in scores.values()])
-    best, score = state.best, np.float32(values[0])
-    if score > best.score if validation.higher_is_better else score < best.score:
-        best = Best(jnp.asarray(score), state.step, state.params, jnp.int32(0))
-    else:
-        best = best._replace(waited=best.waited + 1)
-    return state._replace(best=best), dict(zip(scores, values, strict=True))
+    def placed(self, state: TrainState) -> TrainState:
+        """The state on the devices: whole on each, except for the rows of a stream."""
+        return put(state._replace(carry=None), self.mesh)._replace(carry=put(state.carry, self.mesh, AXIS))
 
+    def is_over(self, state: TrainState) -> bool:
+        patience = self.plan.validation and self.plan.validation.patience
+        return patience is not None and int(state.best.waited) >= patience
 
-def _out_of_patience(state: TrainState, validation: Validation | None) -> bool:
-    return validation is not None and validation.patience is not None and int(state.best.waited) >= validation.patience
+    def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, Array, Array]:
+        new, losses = run_steps(state, self.hyper, data, recipe=self.plan.recipe, steps=size, mesh=self.mesh)
+        return new, losses, all_finite(new.params)
+
+    def collect(
+        self, state: TrainState, launched: tuple[TrainState, Array, Array], done: int, size: int
+    ) -> tuple[TrainState, np.ndarray]:
+        new, losses, finite = launched[0], np.asarray(launched[1]), launched[2]
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            raise NotFinite(f"the loss must stay finite; it is {losses[bad[0]]}", done + int(bad[0]), state)
+        if not finite:  # because of the last update, which no loss has seen yet
+            raise NotFinite("the parameters must stay finite; they are not", done + size, state)
+        return new, losses
+
+    def validate(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        validation: Any = self.plan.validation
+        evaluator = validation.evaluator(self.plan.recipe)
+        scores = from_first_process(evaluator.scores(one_copy(state.params), one_copy(self.hyper).rates()))
+        state = improve(state, np.float32(scores[0]), True, validation)
+        return self.placed(state), dict(zip(validation.names, scores, strict=True))
+
+    def show(self, losses: np.ndarray, scores: dict[str, float]) -> Shown:
+        return Shown(float(losses[-1]), scores)

@@ -1,8 +1,10 @@
-"""Successive halving: a sweep that spends its steps on the settings that do well."""
+"""``halving``: a sweep that spends its steps on the settings that do well."""
 
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,56 +13,19 @@ from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.training.data import Data, Source, Stream
-from mgu_jax.training.fit import check_fit
-from mgu_jax.training.optimizers import Hyper
-from mgu_jax.training.settings import settings
+from mgu_jax.training.evaluate import Validation
+from mgu_jax.training.hyper import Hyper, as_settings
+from mgu_jax.training.loop import STEPS_PER_CALL, Plan
+from mgu_jax.training.start import Sweep, init_sweep
 from mgu_jax.training.step import Recipe
-from mgu_jax.training.sweep import Sweep, sweep
-from mgu_jax.training.sweep import begin as begin_sweep
-from mgu_jax.training.validation import Validation
+from mgu_jax.training.sweep import run_sweep
 
 
 class Halving(NamedTuple):
-    """All that changes in a successive halving: the sweep over the settings that are left, and which these are."""
+    """Everything that changes during a successive halving."""
 
-    sweep: Sweep
-    left: np.ndarray  # [N], numbers in hyper
-
-
-def _check(hyper: Any, keys: Any, rungs: Any, validation: Any, keep: Any) -> None:
-    checks.check_keys("keys", keys)
-    if not isinstance(hyper, Hyper):
-        raise TypeError(f"hyper must be a Hyper; got {checks.describe(hyper)}.")
-    whole = isinstance(rungs, tuple | list) and all(type(steps) is int and steps > 0 for steps in rungs)
-    if not whole or not rungs or list(rungs) != sorted(set(rungs)):
-        raise ValueError(f"rungs must be steps that rise, at least one; got {rungs!r}.")
-    if not checks.is_number(keep) or not 0 < keep < 1:
-        raise ValueError(f"keep must be a share between 0 and 1; got {keep!r}.")
-    if not isinstance(validation, Validation):  # that of a sweep may be None
-        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
-
-
-def _left(count: int, rung: int, keep: float) -> int:
-    """How many of the settings are left on a rung."""
-    # Rounded, since 0.28 * 25 is a little above 7.
-    return count if not rung else math.ceil(round(keep * _left(count, rung - 1, keep), 9))
-
-
-def begin(
-    recipe: Recipe,
-    *,
-    hyper: Hyper,
-    keys: Array,
-    rungs: tuple[int, ...],
-    validation: Validation,
-    keep: float = 0.5,
-    step: int = 0,
-) -> Halving:
-    """The state before the first step; with a later step, what a checkpoint of this step is restored like."""
-    _check(hyper, keys, rungs, validation, keep)
-    hyper, count = settings(hyper)
-    left = np.arange(_left(count, bisect_left(rungs, step), keep))
-    return Halving(begin_sweep(recipe, jax.tree.map(lambda a: a[left], hyper), keys, validation), left)
+    sweep: Sweep  # of the settings that are left
+    left: np.ndarray  # [N], the positions of these settings in hyper
 
 
 def halving(
@@ -71,64 +36,133 @@ def halving(
     keys: Array,
     rungs: tuple[int, ...],
     validation: Validation,
-    keep: float = 0.5,
+    fraction: float = 0.5,
     state: Halving | None = None,
+    checkpoints: Any = None,
+    steps_per_call: int = STEPS_PER_CALL,
+    at_once: int | None = None,
     devices: int = 1,
     on_call: Callable[[Halving, np.ndarray, dict[str, np.ndarray]], str | None] | None = None,
-    **options: Any,
+    progress: bool = False,
 ) -> tuple[Sweep, Hyper, np.ndarray]:
-    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): after each rung the better settings go on.
+    """The sweep of the settings that reach the last rung, these settings, and their positions in ``hyper``.
+
+    Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) keeps the better settings after each rung. A
+    halving that was killed at any moment and is started again by the same line continues from its newest checkpoint to
+    the same bits.
 
     Args:
-        recipe, data, hyper, keys, validation, devices, options: as ``sweep`` takes them. Where fewer settings are left
-            than devices divide, as many devices as do.
-        rungs: the steps after which settings are dropped, and at last the step at which the rest ends.
-        keep: the share of the settings that goes on, rounded up; what counts is the mean of a setting's best scores.
-        state: continue from here, one that ``on_call`` was given, to the same bits.
-        on_call: as ``sweep`` calls it, with the state, which has fewer members from rung to rung. So it is restored
-            like ``begin(..., step=checkpoints.steps[-1])`` of this file.
-
-    Returns:
-        The state of those that reached the end, their settings, and their numbers in ``hyper``.
+        recipe, data, hyper, keys, steps_per_call, validation, at_once, progress: as ``sweep`` takes them.
+        rungs: the steps after which settings are dropped and, last, the step at which the halving ends.
+        fraction: the fraction of the settings that is kept after a rung, rounded up. Settings are compared by the mean
+            over seeds of their best scores.
+        state: where to start if there is no checkpoint, as ``on_call`` received it; the first step if ``None``.
+        checkpoints: as ``fit`` takes it.
+        devices: as ``sweep`` takes it. When fewer settings are left, as many of these devices as divide them are used.
+        on_call: as ``sweep`` calls it, with a ``Halving``, whose members become fewer from rung to rung.
 
     Raises:
-        TypeError, ValueError: as ``sweep`` does; rungs that do not rise; a state of another halving.
+        Damaged: the newest checkpoint is not as it was saved, or belongs to another halving.
+        TypeError: an argument of another type.
+        ValueError: what ``sweep`` raises, rungs that do not rise, or a state that does not fit.
     """
-    _check(hyper, keys, rungs, validation, keep)
-    check_fit(recipe, data, hyper, rungs[-1], options.get("steps_per_call", 100), validation, options.get("on_call"))
+    checks.check_keys("keys", keys)
+    _check_rungs(rungs, fraction)
+    if not isinstance(validation, Validation):  # a sweep may do without
+        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+    plan = Plan(recipe, data, hyper, rungs[-1], steps_per_call, validation, checkpoints, on_call, progress)
     checks.check_size("devices", devices)
     if jax.process_count() > 1:
         raise ValueError(f"halving must run in one process; got {jax.process_count()}.")
-    (hyper, count), seeds, first, reached = settings(hyper), len(keys), 0, None
-    left = np.arange(count)
+    (hyper, count), seeds = as_settings(hyper), len(keys)
+    reached, left, first = None, np.arange(count), 0
+    if state is not None and not isinstance(state, Halving):
+        raise TypeError(f"state must be a Halving, as on_call receives it; got {checks.describe(state)}.")
+    state = _newest(plan, checkpoints, rungs, fraction, hyper, keys) or state
     if state is not None:
-        if not isinstance(state, Halving):
-            raise TypeError(f"state must be a Halving, as on_call is given it; got {checks.describe(state)}.")
         reached, left = state
         first = bisect_left(rungs, int(reached.step))
-        if first == len(rungs) or len(left) != _left(count, first, keep) or max(left) >= count:
-            raise ValueError(f"state must be one of {count} settings with rungs {rungs}; it is not.")
+        if first == len(rungs) or len(left) != _left(count, first, fraction) or max(left) >= count:
+            came = f"{len(left)} settings at step {int(reached.step)}"
+            raise ValueError(f"state must be one of {count} settings with rungs {rungs}; got {came}.")
     for i, steps in enumerate(rungs[first:], first):
-        reached, _ = sweep(
-            recipe,
-            data,
-            hyper=jax.tree.map(lambda a, left=left: a[left], hyper),
-            keys=keys,
+        rung = replace(
+            plan,
             steps=steps,
-            state=reached,
-            validation=validation,
-            # Those that are left need not divide as the whole did. What cannot be from the start, sweep says.
-            devices=math.gcd(devices, len(left) * seeds) if i else devices,
-            on_call=on_call and (lambda sweep, *rest, left=left: on_call(Halving(sweep, left), *rest)),
-            **options,
+            hyper=_at(hyper, left),
+            checkpoints=checkpoints and _RungStore(checkpoints, left),
+            on_call=on_call and partial(_call, on_call, left),
         )
+        # Later rungs have fewer members. That devices divide all members, the first rung checks.
+        used = math.gcd(devices, len(left) * seeds) if i else devices
+        reached, _ = run_sweep(rung, keys, reached, at_once, used)
         if i + 1 < len(rungs):
-            score = np.asarray(reached.members.best.score).reshape(-1, seeds).mean(1)
-            order = np.argsort(-score if validation.higher_is_better else score, kind="stable")
-            chosen = np.sort(order[: _left(count, i + 1, keep)])
-            at = (chosen[:, None] * seeds + np.arange(seeds)).reshape(-1)
-            left = left[chosen]
-            there = jax.device_put((reached.members, reached.stopped), jax.devices()[0])
-            reached = Sweep(reached.step, *jax.tree.map(lambda a, at=at: a[at], there))
+            chosen = _better(reached, seeds, _left(count, i + 1, fraction), validation)
+            reached, left = _members_of(reached, chosen, seeds), left[chosen]
     assert reached is not None
-    return reached, jax.tree.map(lambda a: a[left], hyper), left
+    return reached, _at(hyper, left), left
+
+
+def _check_rungs(rungs: Any, fraction: Any) -> None:
+    whole = isinstance(rungs, tuple | list) and all(type(steps) is int and steps > 0 for steps in rungs)
+    if not whole or not rungs or list(rungs) != sorted(set(rungs)):
+        raise ValueError(f"rungs must be a rising row of steps, at least one; got {rungs!r}.")
+    if not checks.is_number(fraction) or not 0 < fraction < 1:
+        raise ValueError(f"fraction must be a number between 0 and 1; got {checks.describe(fraction)}.")
+
+
+def _left(count: int, rung: int, fraction: float) -> int:
+    """The number of settings that are left on a rung."""
+    # Rounded, since 0.28 * 25 is slightly above 7.
+    return count if not rung else math.ceil(round(fraction * _left(count, rung - 1, fraction), 9))
+
+
+def _at(hyper: Hyper, which: np.ndarray) -> Hyper:
+    return jax.tree.map(lambda a: a[which], hyper)
+
+
+def _newest(
+    plan: Plan, checkpoints: Any, rungs: tuple[int, ...], fraction: float, hyper: Hyper, keys: Array
+) -> Halving | None:
+    """The newest checkpoint, if there is one. Its step tells how many settings it holds."""
+    if checkpoints is None:
+        return None
+    checkpoints.wait()
+    if not checkpoints.steps:
+        return None
+    step = checkpoints.steps[-1]
+    left = np.arange(_left(len(hyper.learning_rate), bisect_left(rungs, step), fraction))
+    like = Halving(init_sweep(plan.recipe, keys, _at(hyper, left), plan.validation), left)
+    return checkpoints.restore(like, step)
+
+
+class _RungStore:
+    """The checkpoints as the sweep of one rung sees them: it saves a ``Halving``, and ``halving`` restores."""
+
+    def __init__(self, checkpoints: Any, left: np.ndarray):
+        self.checkpoints, self.left = checkpoints, left
+
+    def restore(self, like: Any, step: int | None = None) -> None:
+        return None
+
+    def save(self, step: int, state: Sweep) -> None:
+        self.checkpoints.save(step, Halving(state, self.left))
+
+
+def _call(on_call: Any, left: np.ndarray, state: Sweep, *rest: Any) -> str | None:
+    return on_call(Halving(state, left), *rest)
+
+
+def _better(state: Sweep, seeds: int, count: int, validation: Validation) -> np.ndarray:
+    """The positions, rising, of the settings with the best mean scores."""
+    best: Any = state.members.best
+    score = np.asarray(best.score).reshape(-1, seeds).mean(1)
+    order = np.argsort(-score if validation.higher_is_better else score, kind="stable")
+    return np.sort(order[:count])
+
+
+def _members_of(state: Sweep, which: np.ndarray, seeds: int) -> Sweep:
+    """The sweep of these settings alone, on one device."""
+    at = (which[:, None] * seeds + np.arange(seeds)).reshape(-1)
+    members, stopped = jax.device_put((state.members, state.stopped), jax.devices()[0])
+    return Sweep(state.step, *jax.tree.map(lambda a: a[at], (members, stopped)))

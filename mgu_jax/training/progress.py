@@ -7,15 +7,16 @@ from mgu_jax.extras import require
 
 
 class Progress:
-    """A bar where standard error is a terminal, a line a chunk where it is not, nothing where it is not enabled.
+    """A bar if standard error is a terminal, otherwise one line per call of the compiled loop; nothing unless enabled.
 
     Raises:
-        ImportError: enabled, and tqdm is not installed.
+        ImportError: it is enabled, and tqdm is not installed.
     """
 
     def __init__(self, done: int, steps: int, enabled: bool):
-        self.done, self.steps, self.enabled, self.began = done, steps, enabled, time.perf_counter()
-        self.timed = done, self.began  # the rate is that of the steps since then
+        self.done, self.steps, self.enabled = done, steps, enabled
+        self.began = time.perf_counter()
+        self.rate_since = done, self.began  # the step and the time from which the rate is measured
         self.compiled = False
         self.bar = None
         if enabled:
@@ -30,20 +31,21 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def advance(self, size: int, loss: float, text: str | None) -> None:
-        """So many steps more, the last of them with this loss; a text to stand beside it."""
+    def advance(self, size: int, loss: float, text: str) -> None:
+        """Show that ``size`` more steps are done, the loss of the last one, and a text."""
         self.done += size
         note = f"loss {loss:.4g}" + (f", {text}" if text else "")
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(size)
         elif self.enabled:
-            now = time.perf_counter()
-            seconds, rate = now - self.began, (self.done - self.timed[0]) / (now - self.timed[1])
-            left = (self.steps - self.done) / rate
-            print(
-                f"step {self.done}/{self.steps}  {seconds:.1f} s, {left:.1f} s left, {rate:.4g} steps/s  {note}",
-                flush=True,
-            )
-        if not self.compiled:  # the first chunk took the compiler's time too
-            self.compiled, self.timed = True, (self.done, time.perf_counter())
+            self._print(note)
+        if not self.compiled:  # the first call includes compilation, which would distort the rate
+            self.compiled, self.rate_since = True, (self.done, time.perf_counter())
+
+    def _print(self, note: str) -> None:
+        now, (step, since) = time.perf_counter(), self.rate_since
+        rate = (self.done - step) / (now - since)
+        left = (self.steps - self.done) / rate
+        times = f"{now - self.began:.1f} s, {left:.1f} s left, {rate:.4g} steps/s"
+        print(f"step {self.done}/{self.steps}  {times}  {note}", flush=True)

@@ -1,0 +1,121 @@
+"""The state before the first step, of one run and of a sweep, and the check of a state to continue from."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from mgu_jax import checks
+from mgu_jax.model import check_reads_on
+from mgu_jax.training.evaluate import Validation
+from mgu_jax.training.hyper import Hyper, as_settings, check_hyper, check_one_setting, per_member
+from mgu_jax.training.step import Best, Recipe, TrainState
+
+
+class Sweep(NamedTuple):
+    """Everything that changes during a sweep of M members."""
+
+    step: Array  # int32, the number of steps done
+    members: TrainState  # every entry [M, ...]
+    stopped: Array  # int32 [M]: the step at which a member was frozen; -1 if it was not
+
+
+def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Validation | None = None) -> Any:
+    """The state before the first step: a ``TrainState`` for one PRNG key, a ``Sweep`` for keys [S].
+
+    ``fit`` and ``sweep`` start from this state by themselves. It is needed to look at the initial parameters, to change
+    them, or to say how a checkpoint is restored.
+
+    Args:
+        recipe: the static side of the run.
+        key: one PRNG key, from which all randomness of the run follows; or keys [S], one per seed of a sweep.
+        hyper: the numbers of the run; for a sweep, each may be an array [N] of settings.
+        validation: that of the run, if it has one. The state then holds the best parameters so far.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: numbers out of bounds, or settings of different lengths.
+    """
+    for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
+    if validation is not None and not isinstance(validation, Validation):
+        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+    check_hyper(hyper)
+    if checks.is_keys(key):
+        return init_sweep(recipe, key, hyper, validation)
+    checks.check_key("key", key)
+    check_one_setting(hyper)
+    return init_state(recipe, key, hyper, validation)
+
+
+def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation | None = None) -> TrainState:
+    """``start`` for one key."""
+    init_key, run_key = jax.random.split(key)
+    params = recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
+    carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
+    check_reads_on(carry)
+    state = TrainState(jnp.int32(0), params, recipe.build(hyper, params).init(params), run_key, carry)
+    return with_best(state, validation)
+
+
+def init_sweep(recipe: Recipe, keys: Array, hyper: Hyper, validation: Validation | None = None) -> Sweep:
+    """``start`` for keys [S]: the members of one setting are side by side, one per key."""
+    hyper, count = as_settings(hyper)
+    members = _init_members(jnp.tile(keys, count), per_member(hyper, len(keys)), recipe)
+    return Sweep(jnp.int32(0), with_best(members, validation), jnp.full(count * len(keys), -1, jnp.int32))
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _init_members(keys: Array, hyper: Hyper, recipe: Recipe) -> TrainState:
+    # Not vmap: a model's init may call what must not run twice at once, such as the orthogonal initializer.
+    return lax.map(lambda member: init_state(recipe, *member), (keys, hyper))
+
+
+def with_best(state: TrainState, validation: Validation | None) -> TrainState:
+    """The state, of a run or of members, with a ``best`` if there is a validation and it has none yet."""
+    if validation is None or state.best is not None:
+        return state
+    worst = jnp.full_like(state.step, -jnp.inf if validation.higher_is_better else jnp.inf, jnp.float32)
+    return state._replace(best=Best(worst, state.step, state.params, jnp.zeros_like(state.step)))
+
+
+def improve(state: TrainState, score: Any, counts: Any, validation: Validation) -> TrainState:
+    """The state with its parameters as the best if their score is better; of members, score and counts are [M].
+
+    A score counts only where ``counts`` is true. nan is never better.
+    """
+    new = Best(score, state.step, state.params, jnp.zeros_like(state.step))
+    return state._replace(best=_better(new, state.best, counts, validation.higher_is_better))
+
+
+@partial(jax.jit, static_argnames="higher_is_better")
+def _better(new: Best, old: Best, counts: Any, higher_is_better: bool) -> Best:
+    better = (new.score > old.score if higher_is_better else new.score < old.score) & counts
+
+    def chosen(a: Array, b: Array) -> Array:
+        return jnp.where(better.reshape(better.shape + (1,) * (a.ndim - better.ndim)), a, b)
+
+    return jax.tree.map(chosen, new, old._replace(waited=old.waited + 1))
+
+
+def check_state(recipe: Recipe, state: Any, members: bool = False) -> None:
+    """Check that a state to continue from fits the recipe's model and optimiser.
+
+    Raises:
+        TypeError: it is not a ``TrainState``.
+        ValueError: it does not fit the recipe.
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state must be a TrainState; got {checks.describe(state)}.")
+    one = state._replace(best=None)
+    if members:
+        one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), one)
+    first = jax.eval_shape(lambda key: init_state(recipe, key, Hyper()), jax.random.key(0))
+    wanted, came = checks.leaf_specs("state", first), checks.leaf_specs("state", one)
+    for path in wanted | came:
+        if wanted.get(path) != came.get(path):
+            right, got = wanted.get(path, "nothing"), came.get(path, "nothing")
+            raise ValueError(f"state must match the recipe: {path[1:]} must be {right}; got {got}.")
