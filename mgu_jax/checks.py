@@ -173,21 +173,3 @@ def check_below(name: str, numbers: Any, limit: int, of: str, lengths: Any = Non
     outside = numbers[(numbers < 0) | (numbers >= limit)]
     if outside.size:
         raise ValueError(f"{name} must lie in [0, {limit}), as {of}; got {outside.flat[0]}.")
-
-
-def leaf_specs(name: str, tree: Any) -> dict[str, str]:
-    """The dtype and shape of every leaf, by its path, such as {".step": "int32[]"}.
-
-    Raises:
-        TypeError: a leaf is not a number or an array of numbers or PRNG keys with elements.
-    """
-    specs = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        value = leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
-        known = any(jnp.issubdtype(value.dtype, kind) for kind in (np.number, np.bool_, jax.dtypes.prng_key))
-        where = jax.tree_util.keystr(path)
-        if not known or not value.size:
-            what = describe(leaf)
-            raise TypeError(f"{name} must hold numbers, and arrays with elements, alone; {name}{where} is {what}.")
-        specs[where] = f"{value.dtype}{list(value.shape)}"
-    return specs

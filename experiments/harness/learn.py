@@ -21,9 +21,9 @@ from experiments.harness.measures import ACCURACY, Measure, spread, table
 from experiments.run import BadRequest, Bound, Common, Diverged, Run, at_least, between, saved, use_devices
 from mgu_jax.training.checkpoint import Checkpoints
 from mgu_jax.training.data import Data, Source, Stream, windows
-from mgu_jax.training.evaluate import Asked, Members, evaluation
+from mgu_jax.training.evaluate import Evaluator
 from mgu_jax.training.losses import Loss, cross_entropy
-from mgu_jax.training.sweep import Sweep, begin
+from mgu_jax.training.start import Sweep
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def learn(
     run = Run(name, config, task.sources, asked | resolved | {"forget_bias": bias})
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
-        state = begin(recipe, hyper, keys, validation)
+        state = mgu.start(recipe, keys, hyper, validation=validation)
         if config.resume:
             state = saved(checkpoints, state) or state
         resumed_from = int(state.step)
@@ -274,7 +274,7 @@ def _measured(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> 
     size, window, steps = task.evaluated_at_once, None, len(task.test.xs)
     if isinstance(task.test, Stream):  # from the beginning to the end, in one row
         size, window = 1, _window(steps)
-    values = evaluation(Asked(model, task.test, task.metrics, size, window, Members(at_once=1)), params)
+    values = Evaluator(model, task.test, task.metrics, size, window).scores_of_members(params, {}, at_once=1)
     figures = np.asarray(task.measure.figure(values[0]))
     seen = spread(task.measure.name, figures, frozen) | spread("loss", values[-1], frozen)
     living = figures[~frozen]

@@ -14,11 +14,8 @@ from experiments.run import BadRequest, Common, Run, use_devices
 from experiments.speed import timing
 from mgu_jax.training.checkpoint import Checkpoints
 from mgu_jax.training.devices import mesh_of, put
-from mgu_jax.training.fit import begin
-from mgu_jax.training.settings import settings
+from mgu_jax.training.hyper import as_settings, per_member
 from mgu_jax.training.step import Recipe, TrainState, run_steps
-from mgu_jax.training.sweep import begin as begin_members
-from mgu_jax.training.sweep import per_member
 
 CLASSES = 10
 HYPER = mgu.Hyper()
@@ -43,7 +40,7 @@ def _work(B: int, T: int, D: int, H: int, steps: int) -> tuple[Recipe, mgu.Data]
 
 
 def _first(recipe: Recipe) -> TrainState:
-    return begin(recipe, jax.random.key(0))
+    return mgu.start(recipe, jax.random.key(0))
 
 
 def host_loop(quick: bool, budget: float) -> dict[str, Any]:
@@ -90,8 +87,8 @@ def members(quick: bool, budget: float, devices: int) -> dict[str, Any]:
     """A chunk of 64 members on all devices, in 64 times one member on one device."""
     size, steps, count = ((2, 3, 4, 5), 2, 4) if quick else ((32, 8, 8, 32), 40, 64)
     recipe, data = _work(*size, steps)
-    state = begin_members(recipe, HYPER, jax.random.split(jax.random.key(0), count))
-    each = per_member(settings(HYPER)[0], count)
+    state = mgu.start(recipe, jax.random.split(jax.random.key(0), count), HYPER)
+    each = per_member(as_settings(HYPER)[0], count)
     found = timing.members_beside_one(recipe, state, each, data, steps=steps, devices=devices, budget=budget)
     return {"part": "members", "size": list(size), "count": count, "devices": devices} | {
         "ms": 1e3 * found["seconds"],

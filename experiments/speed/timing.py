@@ -10,9 +10,10 @@ import numpy as np
 
 from mgu_jax.training.data import Data
 from mgu_jax.training.devices import AXIS, mesh_of, put
-from mgu_jax.training.optimizers import Hyper
+from mgu_jax.training.hyper import Hyper
+from mgu_jax.training.start import Sweep
 from mgu_jax.training.step import Recipe, run_steps
-from mgu_jax.training.sweep import Sweep, run_members
+from mgu_jax.training.sweep import run_members
 
 Size = tuple[int, int, int, int]  # B, T, D, H
 Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments

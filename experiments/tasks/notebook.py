@@ -14,7 +14,6 @@ import numpy as np
 import mgu_jax as mgu
 from experiments.harness import plots
 from experiments.run import Common, Run
-from mgu_jax.training.step import start
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def main(config: Config) -> None:
 
     run = Run("notebook", config, {})
     run.rewind(0)  # too short for checkpoints: a run that resumes begins again, to the same bits
-    state = start(recipe, key, hyper)
+    state = mgu.start(recipe, key, hyper)
     visited = [state.params]
     state, losses = mgu.fit(
         recipe,

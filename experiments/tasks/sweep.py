@@ -15,9 +15,9 @@ from experiments.harness import plots
 from experiments.run import BadRequest, Common, Run, saved, use_devices
 from experiments.speed import timing
 from mgu_jax.training.checkpoint import Checkpoints
+from mgu_jax.training.hyper import as_settings, per_member
 from mgu_jax.training.losses import accuracy
-from mgu_jax.training.settings import settings
-from mgu_jax.training.sweep import Sweep, begin, per_member, rows
+from mgu_jax.training.sweep import Sweep, member_rows
 
 RATES, BIASES = (3e-4, 1e-3, 3e-3, 1e-2), (-2.0, -1.0, 0.0, 1.0)
 CHUNK = 42  # an epoch
@@ -57,11 +57,11 @@ def main(config: Config) -> None:
     with Checkpoints(run.path("checkpoints")) as checkpoints:
         state: Sweep | None = None
         if config.resume:
-            state = saved(checkpoints, begin(recipe, hyper, keys, validation))
+            state = saved(checkpoints, mgu.start(recipe, keys, hyper, validation=validation))
         run.rewind(int(state.step) if state else 0)
 
         def on_call(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
-            for i, row in enumerate(rows(state, hyper)):
+            for i, row in enumerate(member_rows(state, hyper)):
                 seen = {name: score[i] for name, score in scores.items()}
                 run.log(int(state.step), "test", setting=row["setting"], seed=row["seed"], loss=losses[i, -1], **seen)
             checkpoints.save(int(state.step), state)
@@ -78,8 +78,8 @@ def main(config: Config) -> None:
             **options,
         )
 
-    members, best = rows(state, hyper), mgu.best_member(state, hyper, validation)
-    each, budget = per_member(settings(hyper)[0], config.seeds), 0.1 if config.quick else 5.0
+    members, best = member_rows(state, hyper), mgu.best_member(state, hyper, validation)
+    each, budget = per_member(as_settings(hyper)[0], config.seeds), 0.1 if config.quick else 5.0
     times = timing.members_beside_one(recipe, state, each, digits.train, steps=CHUNK, devices=devices, budget=budget)
     surface = np.array([row["score"] for row in members], float).reshape(
         -1, len(BIASES[:2] if config.quick else BIASES), config.seeds

@@ -112,7 +112,7 @@ class Evaluator:
 
         def first(params: Any, rates: Any) -> Any:
             batch = next(self._batches())
-            return _measure(params, self._first_carry(params), rates, batch, self.model, self.metrics)
+            return _measure_one(params, self._first_carry(params), rates, batch, self.model, self.metrics)
 
         jax.eval_shape(first, params, rates)
 

@@ -24,9 +24,7 @@ from jax.sharding import PartitionSpec as P
 import mgu_jax as mgu
 from mgu_jax import archive
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
-from mgu_jax.training.fit import begin
 from mgu_jax.training.losses import accuracy
-from mgu_jax.training.sweep import begin as begin_sweep
 from tests.processes import run_together
 from tests.rejects import rejects
 
@@ -319,14 +317,11 @@ def test_another_optimiser_and_another_validation_are_told_from_another_model(tm
     validation = mgu.Validation(None, (accuracy,))
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 1)
 
-    def sweep(recipe, validation=None):
-        return begin_sweep(recipe, mgu.Hyper(), keys, validation)
-
     kinds = [
-        (begin(recipe, key), begin(other, key), "optimiser (state.opt_state"),
-        (begin(recipe, key), begin(recipe, key, validation=validation), "validation (state.best.score is not there"),
-        (sweep(recipe), sweep(other), "optimiser (state.members.opt_state"),
-        (sweep(recipe, validation), sweep(recipe), "validation (state.members.best.score is float32[1]"),
+        (mgu.start(recipe, key), mgu.start(other, key), "optimiser (state.opt_state"),
+        (mgu.start(recipe, key), mgu.start(recipe, key, validation=validation), "validation (state.best.score is not there"),
+        (mgu.start(recipe, keys), mgu.start(other, keys), "optimiser (state.members.opt_state"),
+        (mgu.start(recipe, keys, validation=validation), mgu.start(recipe, keys), "validation (state.members.best.score is float32[1]"),
     ]
     for i, (state, like, text) in enumerate(kinds):
         with Checkpoints(tmp_path / str(i)) as checkpoints:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax.training.batch import run_model
 from mgu_jax.training.devices import mesh_of
 from mgu_jax.training.losses import cross_entropy
-from mgu_jax.training.step import run_model
 from tests.processes import run_together
 
 pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
@@ -42,7 +42,7 @@ RUNS = {
 }
 
 
-def same(got, wanted, bound=2e-6):
+def check_close(got, wanted, bound=2e-6):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert np.abs(np.asarray(a) - np.asarray(b)).max() <= bound
 
@@ -66,8 +66,10 @@ def test_on_two_devices_a_run_is_the_same(name):
     two, losses_of_two = mgu.fit(recipe, data, devices=2, **arguments)
     assert all(len(a.sharding.device_set) == 2 for a in jax.tree.leaves(two.params))
     assert not any(a.sharding.is_fully_replicated for a in jax.tree.leaves(two.carry))
-    same(losses_of_two, losses)
-    same((two.params, two.carry, two.best and two.best.params), (one.params, one.carry, one.best and one.best.params))
+    check_close(losses_of_two, losses)
+    check_close(
+        (two.params, two.carry, two.best and two.best.params), (one.params, one.carry, one.best and one.best.params)
+    )
 
 
 def test_on_two_devices_a_run_resumes_to_the_same_bits():
@@ -108,21 +110,6 @@ def test_halving_on_devices_that_do_not_divide_what_is_left():
     assert len(left[0]) == 1
 
 
-@pytest.mark.parametrize(
-    ("devices", "text"),
-    [
-        (64, "devices must be at most the 2 that there are; got 64."),
-        (2, "devices must divide the 7 samples of a batch; got 2."),
-        (0, "devices must be a whole number of at least 1; got 0."),
-    ],
-)
-def test_devices_that_do_not_fit(devices, text):
-    recipe = mgu.Recipe(LAST, batch_size=7)
-    with pytest.raises(ValueError, match="devices") as error:
-        mgu.fit(recipe, SAMPLES, steps=1, key=jax.random.key(0), devices=devices)
-    assert str(error.value) == text
-
-
 # Runs as it is, in one process of four devices or in two of two: the lines differ in nothing but who they are.
 SCRIPT = """
 import json, sys
@@ -135,9 +122,6 @@ if processes > 1:
     jax.distributed.initialize(address, processes, which)
 
 import mgu_jax as mgu
-from mgu_jax.training.checkpoint import Checkpoints
-from mgu_jax.training.fit import begin
-from mgu_jax.training.sweep import begin as begin_sweep
 from mgu_jax.training.losses import accuracy
 from tests.training.test_devices import LANGUAGE, LAST, SAMPLES, STREAM, fifth_batch_on
 
@@ -153,22 +137,20 @@ for name, (model, data, window) in fits.items():
     arguments = dict(key=jax.random.key(1), steps_per_call=2, devices=4, hyper=mgu.Hyper(0.01))
     if window is None:
         arguments["validation"] = mgu.Validation(SAMPLES, (accuracy,))
-    with Checkpoints(f"{folder}/{name}") as checkpoints:
-        mgu.fit(recipe, data, steps=2, on_call=lambda state, *_: checkpoints.save(int(state.step), state), **arguments)
-        state = checkpoints.restore(begin(recipe, arguments["key"], validation=arguments.get("validation")))
-    assert int(state.step) == 2
-    state, losses = mgu.fit(recipe, data, steps=5, state=state, **arguments)
+    with mgu.Checkpoints(f"{folder}/{name}") as checkpoints:
+        mgu.fit(recipe, data, steps=2, checkpoints=checkpoints, **arguments)
+        state, losses = mgu.fit(recipe, data, steps=5, checkpoints=checkpoints, **arguments)
+    assert len(losses) == 3
     found[name] = [np.asarray(a).tolist() for a in (losses, *jax.tree.leaves(state.params))]
 
 hyper, keys = mgu.grid(learning_rate=(1e-3, 1e-2)), jax.random.split(jax.random.key(0), 2)
 validation = mgu.Validation(SAMPLES, (accuracy,))
 recipe = mgu.Recipe(LAST, batch_size=8)
 arguments = dict(hyper=hyper, keys=keys, validation=validation, devices=4, steps_per_call=2)
-with Checkpoints(f"{folder}/sweep") as checkpoints:
-    save = lambda state, *_: checkpoints.save(int(state.step), state)
-    mgu.sweep(recipe, SAMPLES, steps=2, on_call=save, **arguments)
-    state = checkpoints.restore(begin_sweep(recipe, hyper, keys, validation))
-state, losses = mgu.sweep(recipe, SAMPLES, steps=4, state=state, **arguments)
+with mgu.Checkpoints(f"{folder}/sweep") as checkpoints:
+    mgu.sweep(recipe, SAMPLES, steps=2, checkpoints=checkpoints, **arguments)
+    state, losses = mgu.sweep(recipe, SAMPLES, steps=4, checkpoints=checkpoints, **arguments)
+assert losses.shape == (4, 2)
 best = mgu.best_member(state, hyper, validation)
 found["sweep"] = [losses.tolist(), best.score, *(a.tolist() for a in jax.tree.leaves(best.params))]
 if which == 0:

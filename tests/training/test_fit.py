@@ -1,6 +1,5 @@
 """What a run may be fed with, what is measured on the way, and what follows from it."""
 
-import re
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ import mgu_jax as mgu
 from mgu_jax.training import data as feed
 from mgu_jax.training import losses, optimizers
 from mgu_jax.training import step as train
+from tests.same import same
 
 KEY = jax.random.key(5)
 
@@ -23,14 +23,6 @@ def samples(count=24, T=6, classes=2, seed=0):
     rng = np.random.default_rng(seed)
     xs = rng.standard_normal((count, T, 3)).astype(np.float32)
     return mgu.Data(xs, (xs.sum((1, 2)) > 0).astype(np.int32) % classes)
-
-
-def same(a, b):
-    def plain(tree):
-        leaves = jax.tree.leaves(tree)
-        return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
-
-    return all(np.array_equal(x, y) for x, y in zip(plain(a), plain(b), strict=True))
 
 
 LAST = mgu.Model(3, (5,), 2, readout="last")
@@ -71,7 +63,7 @@ def test_an_optimiser_of_a_name_is_optax_own(name):
     ("name", "at"), [("constant", [0, 0.5, 1, 1, 1]), ("linear", [0, 0.5, 1, 0.5, 0]), ("cosine", [0, 0.5, 1, 0.5, 0])]
 )
 def test_schedules_rise_and_fall(name, at):
-    rate = optimizers.schedule(name, 1.0, 12, 4)
+    rate = optimizers.learning_rate_of(name, 1.0, 12, 4)
     np.testing.assert_allclose([rate(step) for step in (0, 2, 4, 8, 12)], at, atol=1e-6)
 
 
@@ -109,7 +101,7 @@ def test_samples_of_a_model_that_reads_out_once_weigh_alike():
 
 def test_a_source_on_the_host_gives_the_run_that_the_same_data_on_the_device_gives():
     data, recipe = samples(), mgu.Recipe(LAST, batch_size=8)
-    order = np.asarray(feed.order(train.start(recipe, KEY).key, jnp.int32(0), 20, 8, 24))
+    order = np.asarray(feed.order(mgu.start(recipe, KEY).key, jnp.int32(0), 20, 8, 24))
     asked = []
 
     def source(step):
@@ -132,7 +124,7 @@ def test_a_stream_is_read_in_windows_with_the_state_carried():
     recipe = mgu.Recipe(WORDS, optimizer="sgd", batch_size=4, window=5)
     hyper = mgu.Hyper(0.1)
     assert feed.windows(stream, 4, 5) == 10
-    state = train.start(recipe, KEY, hyper)
+    state = mgu.start(recipe, KEY, hyper)
     after, values = train.run_steps(state, hyper, stream, recipe=recipe, steps=13)
 
     params, carry = state.params, None
@@ -166,23 +158,11 @@ def test_a_first_state_that_is_learned_learns_from_streams_too():
     for got, wanted in zip(*map(jax.tree.leaves, (as_stream.params, as_rows.params)), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
     # Of the windows that follow it gets none.
-    state = train.start(recipe := mgu.Recipe(model, optimizer="sgd", batch_size=4, window=10), KEY, hyper)
+    state = mgu.start(recipe := mgu.Recipe(model, optimizer="sgd", batch_size=4, window=10), KEY, hyper)
     first, _ = train.run_steps(state, hyper, stream, recipe=recipe, steps=1)
     second, _ = train.run_steps(first, hyper, stream, recipe=recipe, steps=4)
     assert np.abs(first.params.h0.layers[0]).max() > 1e-4
     np.testing.assert_array_equal(second.params.h0.layers[0], first.params.h0.layers[0])
-
-
-def test_a_model_that_reads_to_the_end_first_has_no_windows():
-    model = mgu.Model(7, (6,), 7, embedding_size=4, bidirectional="sum")
-    stream, recipe = mgu.Stream(tokens()[:-1], tokens()[1:]), mgu.Recipe(model, batch_size=4, window=5)
-    text = "a bidirectional model cannot read a stream in windows: its reverse layers begin at the end."
-    for of_it in (
-        lambda: mgu.fit(recipe, stream, steps=2, key=KEY),
-        lambda: mgu.evaluate(model, model.init(KEY), stream, (losses.accuracy,), batch_size=4, window=5),
-    ):
-        with pytest.raises(ValueError, match=re.escape(text)):
-            of_it()
 
 
 def test_a_stream_is_evaluated_from_its_beginning_with_the_state_carried():
@@ -216,7 +196,7 @@ def test_rates_of_noise_are_traced_and_change_from_step_to_step():
     assert len(set(values.tolist())) == 4
 
     def values_of(rate):
-        return train.run_steps(train.start(recipe, KEY), mgu.Hyper(dropout=rate), data, recipe=recipe, steps=2)[1]
+        return train.run_steps(mgu.start(recipe, KEY), mgu.Hyper(dropout=rate), data, recipe=recipe, steps=2)[1]
 
     traced = jax.vmap(values_of)(jnp.array([0.0, 0.5]))
     np.testing.assert_allclose(traced[0], plain[:2], rtol=1e-6)
@@ -277,7 +257,7 @@ def test_numbers_that_are_arrays_do_not_widen_half_precision(name):
     data = samples()._replace(xs=jnp.asarray(samples().xs, jnp.bfloat16))
     recipe = mgu.Recipe(model, optimizer=name, batch_size=8, schedule="cosine", total_steps=4)
     hyper = mgu.Hyper(learning_rate=jnp.float32(0.01), clip_norm=jnp.float32(1.0), weight_decay=jnp.float32(0.01))
-    state = train.start(recipe, KEY, hyper)
+    state = mgu.start(recipe, KEY, hyper)
     after, _ = jax.eval_shape(partial(train.run_steps, recipe=recipe, steps=4), state, hyper, data)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == half
     if name == "adamw":
@@ -304,80 +284,6 @@ def test_validation_resumes_to_the_same_bits():
     whole, _ = mgu.fit(recipe, data, **options, on_call=lambda s, *_: states.append(s))
     resumed, _ = mgu.fit(recipe, data, **options, state=states[1])
     assert same(whole, resumed)
-
-
-# What cannot be
-
-
-def stream(steps=50, **changes):
-    return mgu.Stream(np.zeros(steps, np.int32), np.zeros(steps, np.int32))._replace(**changes)
-
-
-def lengths(values):
-    return samples()._replace(lengths=np.asarray(values))
-
-
-RANGE = "data.targets must lie in [0, 2), as the model's outputs; "
-WRONG = [
-    (ValueError, {}, samples()._replace(targets=np.full(24, 2)), RANGE + "got 2."),
-    (ValueError, {}, samples()._replace(targets=np.full(24, -1)), RANGE + "got -1."),
-    (ValueError, {}, lengths([9] * 24), "data.lengths must lie in [0, 6] (xs has 6 steps); got 9."),
-    (TypeError, {}, lengths([1.0] * 24), "data.lengths must be an array of whole numbers; got float64 [24]."),
-    (ValueError, {}, lengths([1] * 5), "data.lengths must have shape [24] (the batch of xs); got [5]."),
-    (TypeError, {"window": 5}, samples(), "data must be a Stream(xs, targets) where window is given; got a Data."),
-    (TypeError, {}, stream(), "data must be a Data(xs, targets); got a Stream, which a recipe with a window reads."),
-    (ValueError, {"window": 30}, stream(), "data must have at least 240 steps, 8 rows of 30; got 50."),
-    (ValueError, {"window": 2}, stream(targets=np.zeros(9, int)),
-     "data.targets must have 50 steps, as data.xs; got shape [9]."),
-    (ValueError, {}, lambda step: samples(7), "data must have at least as many samples as a batch, 8; got 7."),
-    (ValueError, {}, lambda step: samples(9), "data must give 8 samples, a batch, for step 0; got 9."),
-    (ValueError, {}, lambda step: samples(8)._replace(targets=np.full(8, 7)), RANGE + "got 7."),
-    (TypeError, {}, lambda step: None, "data must be a Data(xs, targets); got None."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "options", "data", "text"), WRONG, ids=[text[:60] for *_, text in WRONG])
-def test_what_cannot_be_is_one_sentence(kind, options, data, text):
-    model = WORDS if isinstance(data, mgu.Stream) else LAST
-    with pytest.raises(kind) as caught:
-        mgu.fit(mgu.Recipe(model, batch_size=8, **options), data, steps=2, key=KEY)
-    assert str(caught.value) == text
-
-
-UNFIT = [
-    (samples()._replace(targets=np.full(24, 7)), f"validation.{RANGE}got 7."),
-    (
-        samples()._replace(targets=np.zeros((24, 6), int)),
-        "validation must fit the model: targets must be whole numbers",
-    ),
-    (samples()._replace(xs=np.ones((24, 6, 4), np.float32)), "validation must fit the model: "),
-]
-
-
-@pytest.mark.parametrize(("data", "text"), UNFIT, ids=["range", "shape", "features"])
-def test_a_validation_that_cannot_be_is_said_before_the_first_step(data, text):
-    validation, recipe = mgu.Validation(data, (losses.accuracy,)), mgu.Recipe(LAST, batch_size=8)
-    trained = []
-    for run in (
-        lambda **options: mgu.fit(recipe, samples(), key=KEY, on_call=lambda *_: trained.append(1), **options),
-        lambda **options: mgu.sweep(recipe, samples(), hyper=mgu.Hyper(), keys=KEY[None], **options),
-    ):
-        with pytest.raises((TypeError, ValueError)) as caught:
-            run(steps=2, validation=validation)
-        assert str(caught.value).startswith(text)
-    assert not trained
-
-
-def test_a_state_of_another_optimiser_is_one_sentence():
-    recipe = mgu.Recipe(LAST, batch_size=8)
-    other = train.start(mgu.Recipe(LAST, optimizer="sgd", batch_size=8), KEY)
-    with pytest.raises(
-        ValueError, match=r"^state must be one of the recipe, which has \S+ at opt_state\S+; got nothing\.$"
-    ):
-        mgu.fit(recipe, samples(), steps=2, key=KEY, state=other)
-    wide = train.start(mgu.Recipe(mgu.Model(3, (6,), 2, readout="last"), batch_size=8), KEY)
-    with pytest.raises(ValueError, match=r"^state must be one of the recipe, which has float32\[3, 5\] at params"):
-        mgu.fit(recipe, samples(), steps=2, key=KEY, state=wide)
 
 
 def test_the_last_scores_stand_beside_the_progress(capsys):
@@ -430,52 +336,3 @@ def test_data_that_fail_where_patience_ends_the_run_do_not_matter():
 def test_metrics_of_one_name_are_told_apart():
     metrics = (losses.accuracy, lambda ys, targets: ys.sum(), losses.accuracy)
     assert mgu.Validation(samples(), metrics).names == ["accuracy", "metric 1", "metric 2"]
-
-
-def test_numbers_out_of_their_bounds_are_one_sentence():
-    for changes, text in (
-        ({"learning_rate": -1.0}, "hyper.learning_rate must be at least 0; got -1.0."),
-        ({"clip_norm": np.nan}, "hyper.clip_norm must be above 0 (inf does not clip); got nan."),
-        ({"momentum": 1}, "hyper.momentum must lie in [0, 1); got 1."),
-        ({"dropout": 1.5}, "hyper.dropout must lie in [0, 1); got 1.5."),
-    ):
-        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
-            mgu.fit(mgu.Recipe(LAST, batch_size=8), samples(), steps=1, key=KEY, hyper=mgu.Hyper(**changes))
-    with pytest.raises(TypeError, match=r"^model must be a Model, as mgu_jax\.model makes it; got 'x'\.$"):
-        mgu.Recipe("x")
-
-
-def test_validation_says_what_it_cannot_do():
-    for changes, text in (
-        ({"metrics": ()}, "metrics must be a tuple of functions, at least one; got ()."),
-        ({"metrics": ("accuracy",)}, "metrics must be a tuple of functions, at least one; got ('accuracy',)."),
-    ):
-        with pytest.raises(TypeError) as caught:
-            mgu.Validation(samples(), **({"metrics": (losses.accuracy,)} | changes))
-        assert str(caught.value) == text
-    with pytest.raises(ValueError, match="patience must be a whole number of at least 1; got 0"):
-        mgu.Validation(samples(), (losses.accuracy,), patience=0)
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
-        mgu.Validation(samples(), (losses.cross_entropy,))
-    assert (
-        str(caught.value) == "higher_is_better must be False where the first metric is cross_entropy, a loss; got True."
-    )
-
-
-ASKED = [
-    (TypeError, {"validation": samples()}, "validation must be a Validation; got a Data."),
-    (TypeError, {"validation": mgu.Validation(None, (losses.accuracy,))},
-     "validation.data must be a Data(xs, targets); got None."),
-    (ValueError, {"hyper": mgu.Hyper(learning_rate=jnp.ones(3))},
-     "hyper.learning_rate must be one number (mgu_jax.sweep takes several); got float32 [3]."),
-    (ValueError, {"hyper": mgu.Hyper(clip_norm="a")},
-     "hyper.clip_norm must be one number (mgu_jax.sweep takes several); got 'a'."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "options", "text"), ASKED, ids=[text[:40] for *_, text in ASKED])
-def test_options_of_fit_that_cannot_be(kind, options, text):
-    """Said before the first step."""
-    with pytest.raises(kind) as caught:
-        mgu.fit(mgu.Recipe(LAST, batch_size=8), samples(), steps=2, key=KEY, **options)
-    assert str(caught.value) == text

@@ -150,7 +150,7 @@ def test_12_each_parameter_goes_down_its_own_gradient(model, params):
     """One step of gradient descent moves b_h by -lr*db_h, and the loss falls."""
     data = mgu.Data(XS.swapaxes(0, 1), TARGETS.swapaxes(0, 1))
     recipe = mgu.Recipe(model, lambda ys, targets: loss_per_step(ys, targets).sum(), "sgd", batch_size=B)
-    state = train.start(recipe, jax.random.key(0))._replace(params=params)
+    state = mgu.start(recipe, jax.random.key(0))._replace(params=params)
     _, curve = train.run_steps(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=2)
     first, _ = train.run_steps(state, mgu.Hyper(learning_rate=1e-3), data, recipe=recipe, steps=1)
     gradient = jax.grad(lambda p: loss(model, p))(params).layers[0]
