@@ -317,11 +317,13 @@ def test_another_optimiser_and_another_validation_are_told_from_another_model(tm
     validation = mgu.Validation(None, (accuracy,))
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 1)
 
+    run, row = mgu.start(recipe, key), mgu.start(recipe, keys)
+    validated, validated_row = (mgu.start(recipe, one, validation=validation) for one in (key, keys))
     kinds = [
-        (mgu.start(recipe, key), mgu.start(other, key), "optimiser (state.opt_state"),
-        (mgu.start(recipe, key), mgu.start(recipe, key, validation=validation), "validation (state.best.score is not there"),
-        (mgu.start(recipe, keys), mgu.start(other, keys), "optimiser (state.members.opt_state"),
-        (mgu.start(recipe, keys, validation=validation), mgu.start(recipe, keys), "validation (state.members.best.score is float32[1]"),
+        (run, mgu.start(other, key), "optimiser (state.opt_state"),
+        (run, validated, "validation (state.best.score is not there"),
+        (row, mgu.start(other, keys), "optimiser (state.members.opt_state"),
+        (validated_row, row, "validation (state.members.best.score is float32[1]"),
     ]
     for i, (state, like, text) in enumerate(kinds):
         with Checkpoints(tmp_path / str(i)) as checkpoints:
