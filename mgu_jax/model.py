@@ -1,11 +1,11 @@
-"""``Model``: recurrent layers, one on the other, and a linear readout, as a frozen specification with pure functions.
+"""``Model``: a stack of recurrent layers with a linear readout, as a frozen specification with pure functions.
 
     hs^0 = xs, or embedding[xs]
-    hs^l = scan(layers[l], hs^{l-1})                      if bidirectional, also in reverse; the two are joined or added
-    ys   = rows W_y + b_y                                 rows: every state of the last layer, their mean, or the last
+    hs^l = scan(layers[l], hs^{l-1})    if bidirectional, also in reverse; the two are put side by side or added
+    ys   = rows W_y + b_y               rows are all states of the last layer, their mean, or the last one
 
-A new option is one field of ``Model``, checked in ``__post_init__``. It acts in ``_run`` or, if it concerns what goes
-in or comes out, in ``_embed`` or ``_read_out``. ``apply`` and ``step`` share all three, so both follow.
+To add an option, add a field to ``Model`` and check it in ``__post_init__``. It acts in ``_run``, or in ``_embed`` or
+``_read_out`` if it concerns the inputs or the outputs. ``apply`` and ``step`` call all three.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from mgu_jax.sequence import Execution, run
 
 
 class ModelParams(NamedTuple):
-    """The parameters of a model; a part that it does not have is ``None``."""
+    """The parameters of a model; a part that the model does not have is ``None``."""
 
     layers: tuple[Params, ...]
-    W_y: Any  # [F, K]; F, the width of the last layer's output, is H, or 2H for two directions side by side
+    W_y: Any  # [F, K]; F is the width of the last layer's output: H, or 2H for two directions side by side
     b_y: Any  # [K]
     backward: Any = None  # the layers that run in reverse
     h0: Any = None  # learned initial state, a ``State`` of [H] arrays
@@ -47,20 +47,21 @@ class State(NamedTuple):
 class Model:
     """A stack of recurrent layers with a linear readout, whose methods are pure functions.
 
-    Two models with equal attributes are equal, and share what ``jit`` has compiled.
+    A model holds no parameters: ``init`` draws them, and the other methods take them. Models with equal attributes are
+    equal, and ``jit`` compiles once for all of them.
 
     Attributes:
-        input_size: D; with an embedding, the number V of different tokens.
-        hidden_sizes: H of every layer, the first layer first.
+        input_size: D, or with an embedding the number V of different tokens.
+        hidden_sizes: H of every layer, from the first to the last.
         output_size: K.
-        cell: the member of the family that all layers use.
+        cell: the member of the family, the same in all layers.
         readout: "all" gives ys [T, ..., K], one output per step; "last" gives ys [..., K] from the last valid step (of
             reverse layers: the first); "mean" gives ys [..., K] from the mean over the valid steps.
         bidirectional: every layer also runs in reverse, and the two outputs are put side by side ("concatenate") or
             added ("sum"); ``None`` runs forward only.
-        residual: from the second layer on, where the widths agree, a layer's input is added to its output.
+        residual: add a layer's input to its output, from the second layer on and where the widths agree.
         embedding_size: D of an embedding of tokens; xs are then whole numbers [T, ...].
-        learned_h0: the state before the first step is a parameter, initially zero.
+        learned_h0: make the state before the first step a parameter, initially zero.
         dropout: rate on each layer's output, before the next layer or the readout.
         recurrent_dropout, zoneout, dropconnect: rates as in ``scan``.
         initializer, dtype: as in ``mgu_jax.init``; W_y is always drawn by Glorot's scheme, and b_y is zero.
@@ -112,11 +113,11 @@ class Model:
             checks.check_rate(name, rate)
             if not checks.is_concrete(rate):
                 raise TypeError(
-                    f"{name} must be known where the model is made (apply takes a traced one); "
+                    f"{name} must be a known number when the model is made (apply takes a traced one); "
                     f"got {checks.describe(rate)}."
                 )
         self.execution.check(self.cell)
-        # NumPy's numbers compare equal to Python's, but JSON cannot hold them and a model is written as JSON.
+        # NumPy's numbers become Python's, because files store a model as JSON.
         for name in ("input_size", "output_size", "embedding_size", "segment"):
             self._set(name, None if getattr(self, name) is None else int(getattr(self, name)))
         for name, rate in self.rates.items():
@@ -132,22 +133,22 @@ class Model:
 
     @property
     def rates(self) -> dict[str, float]:
-        """The model's own rates of noise."""
+        """The model's noise rates, by name."""
         return {name: getattr(self, name) for name in ("dropout", "recurrent_dropout", "zoneout", "dropconnect")}
 
     @property
     def execution(self) -> Execution:
-        """How its layers are run."""
+        """The five options of how the layers are run, as one value."""
         return Execution(self.implementation, self.save, self.segment, self.precision, self.compute_dtype)
 
     def init(self, key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0) -> ModelParams:
-        """Initial parameters.
+        """The initial parameters.
 
         Args:
             key: one PRNG key.
             forget_bias: as in ``mgu_jax.init``; may be traced.
-            initial_scale: factor on every initial W and U, and on W_y, but not on biases or the embedding; may be
-                traced.
+            initial_scale: a factor for W_y and for the W and U of every layer, but not for biases or the embedding;
+                may be traced.
 
         Raises:
             TypeError: key is not one PRNG key, or initial_scale is not a number.
@@ -192,27 +193,28 @@ class Model:
         return_state: bool = False,
         **rates: Any,
     ) -> Any:
-        """The outputs ys for whole sequences, or ``(ys, state)`` with ``return_state``.
+        """The outputs ys of whole sequences, or ``(ys, state)`` with ``return_state``.
 
         Args:
             params: as ``init`` makes them.
-            xs: [T, ..., D], or tokens [T, ...]. Tokens in a NumPy array are checked to be in range; those in a JAX
-                array are not, since that would wait for the device.
+            xs: [T, ..., D], or tokens [T, ...]. Only tokens in a NumPy array are checked to be in range: to check a
+                JAX array, the call would have to wait for the device.
             state: the state before the first step; ``start(params)`` if ``None``.
             lengths: as in ``scan``.
             resets: as in ``scan``; a reset goes back to ``start(params)``, even if ``state`` is given.
-            key: one PRNG key for the noise; without one there is none.
+            key: one PRNG key for the noise; without a key there is no noise.
             training: ``True`` requires a key if any rate is above 0; ``False`` turns the noise off.
             return_state: also return the state after the last valid step.
-            rates: ``dropout``, ``recurrent_dropout``, ``zoneout`` or ``dropconnect`` for this call, in place of the
+            rates: ``dropout``, ``recurrent_dropout``, ``zoneout`` or ``dropconnect`` for this call, instead of the
                 model's own; may be traced.
 
         Returns:
-            ys [T, ..., K] or [..., K], as ``readout`` says.
+            ys [T, ..., K] for readout "all", and [..., K] for "last" and "mean".
 
         Raises:
-            ValueError: training with noise and without a key, tokens out of range, and what ``scan`` raises.
-            TypeError: arguments of another kind, and what ``scan`` raises.
+            ValueError: training with noise but without a key, tokens out of range, params or a state of a different
+                model; and as ``scan`` raises it.
+            TypeError: an argument of the wrong type; and as ``scan`` raises it.
         """
         checks.check_choice("training", training, (None, False, True))
         rates = self._check_rates(rates, key, training)
@@ -222,7 +224,7 @@ class Model:
         return (ys, last) if return_state else ys
 
     def step(self, params: ModelParams, x: Any, state: State | None = None) -> tuple[Array, State]:
-        """The output and the state after one input, (y [..., K], state); equal to ``apply`` on the whole sequence.
+        """The output and the state after one input, (y [..., K], state), as ``apply`` gives them for a sequence.
 
         Args:
             params: as ``init`` makes them.
@@ -230,25 +232,25 @@ class Model:
             state: the state before the step; ``start(params)`` if ``None``.
 
         Raises:
-            ValueError: a bidirectional model or readout "mean", which need the whole sequence; and what ``apply``
-                raises.
-            TypeError: arguments of another kind.
+            ValueError: a bidirectional model or readout "mean", which need the whole sequence; and as ``apply`` raises
+                it.
+            TypeError: an argument of the wrong type.
         """
         if self.bidirectional:
             raise ValueError("a bidirectional model cannot be stepped: its reverse layers begin at the end.")
         if self.readout == "mean":
             raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
-        x = np.asarray(x) if isinstance(x, int | np.generic) else x  # one token
+        x = np.asarray(x) if isinstance(x, int | np.generic) else x  # a single token
         row = self._embed(params, x, "x", "..., ")
         ys, new_state = self._run(params, row[None], state, None, None, None, self.rates)
         return (ys[0] if self.readout == "all" else ys), new_state
 
     def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
-        """The state before the first step, [*batch, H] for every layer.
+        """The state before the first step, [*batch, H] for every layer: zeros, or the learned one.
 
         Raises:
-            TypeError: params of another kind, or a batch that is not a tuple.
-            ValueError: params of another model, or a size below 0.
+            TypeError: params are not a ModelParams, or batch is not a tuple.
+            ValueError: params of a different model, or a size below 0.
         """
         self._check_params(params)
         if not isinstance(batch, tuple | list):
@@ -256,7 +258,7 @@ class Model:
         for i, size in enumerate(batch):
             if not export.is_symbolic_dim(size):
                 checks.check_size(f"batch[{i}]", size, 0)
-        return self._first(params, batch)
+        return self._initial_state(params, batch)
 
     def _run(
         self,
@@ -268,31 +270,43 @@ class Model:
         key: Array | None,
         rates: dict[str, Any],
     ) -> tuple[Array, State]:
-        """What ``apply`` does with the rows hs [T, ..., D] that the first layer takes."""
+        """ys and the last state, for the rows hs [T, ..., D] that the first layer reads."""
         batch = hs.shape[1:-1]
-        # A sequence that begins anew does so from the model's own first state, whatever state was carried in.
-        fresh = None if resets is None else self._first(params, batch)
-        state = self._first(params, batch) if state is None else self._checked(state, params, batch)
+        initial = self._initial_state(params, batch)
+        state = initial if state is None else self._check_state(state, params, batch)
         noise = {name: rate for name, rate in rates.items() if name != "dropout"}
+
+        def run_layer(name: str, i: int, hs: Array) -> tuple[Array, Array]:
+            """Layer i of ``params.layers``, or in reverse of ``params.backward``, over hs."""
+            reverse = name == "backward"
+            return run(
+                getattr(params, name)[i],
+                hs,
+                getattr(state, name)[i],
+                cell=self.cell,
+                execution=self.execution,
+                lengths=lengths,
+                resets=resets,
+                # A reset goes back to the model's own initial state, even if another state was given.
+                reset_to=None if resets is None else getattr(initial, name)[i],
+                reverse=reverse,
+                key=_fold(key, 3 * i + reverse),
+                **noise,
+            )
+
         end: Any = None
         last, last_backward = [], []
-        for i, layer in enumerate(params.layers):
-            options: dict[str, Any] = {"cell": self.cell, "execution": self.execution, "lengths": lengths}
-            options |= {"resets": resets} | noise
-            reset_to = fresh and fresh.layers[i]
-            new, h_last = run(layer, hs, state.layers[i], reset_to=reset_to, key=_fold(key, 3 * i), **options)
-            new_end = h_last
-            last.append(h_last)
-            if params.backward is not None and state.backward is not None:
-                reset_to = fresh and fresh.backward and fresh.backward[i]
-                options |= {"reverse": True, "reset_to": reset_to, "key": _fold(key, 3 * i + 1)}
-                other, h_last = run(params.backward[i], hs, state.backward[i], **options)
-                last_backward.append(h_last)
-                new, new_end = self._merge(new, other), self._merge(new_end, h_last)
+        for i in range(len(params.layers)):
+            new, new_end = run_layer("layers", i, hs)
+            last.append(new_end)
+            if self.bidirectional:
+                backward, backward_end = run_layer("backward", i, hs)
+                last_backward.append(backward_end)
+                new, new_end = self._merge(new, backward), self._merge(new_end, backward_end)
             if self.residual and i > 0 and new.shape == hs.shape:
                 new, new_end = new + hs, new_end + end
             if key is not None and not is_off(rates["dropout"]):
-                # The end of a sequence has a mask of its own; the readout says whether it or the steps are used.
+                # The steps and the end of a sequence have separate masks; the readout uses only one of them.
                 shape = (len(new) + 1, *new.shape[1:])
                 mask = dropout_mask(jax.random.fold_in(key, 3 * i + 2), rates["dropout"], shape, new.dtype)
                 new, new_end = new * mask[:-1], new_end * mask[-1]
@@ -301,7 +315,7 @@ class Model:
         return ys, State(tuple(last), tuple(last_backward) or None)
 
     def _width(self, layer: int) -> int:
-        """Features of a layer's output; layer -1 is the input."""
+        """The width of a layer's output; layer -1 is the input."""
         if layer < 0:
             return self.embedding_size or self.input_size
         return self.hidden_sizes[layer] * (2 if self.bidirectional == "concatenate" else 1)
@@ -311,7 +325,7 @@ class Model:
             return None
         return jax.random.normal(key, (self.input_size, self.embedding_size), self.dtype) * self.embedding_size**-0.5
 
-    def _first(self, params: ModelParams, batch: Any) -> State:
+    def _initial_state(self, params: ModelParams, batch: Any) -> State:
         if params.h0 is None:
             zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
             return State(zeros, zeros if self.bidirectional else None)
@@ -321,6 +335,7 @@ class Model:
         return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
 
     def _embed(self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None) -> Array:
+        """The rows that the first layer reads, after checks of params and xs; ``leading`` are the axes before D."""
         self._check_params(params)
         if self.embedding_size is None:
             check_features(name, xs, leading, params.layers[0], "W_h")
@@ -336,6 +351,7 @@ class Model:
         return jnp.take(params.embedding, xs, axis=0)
 
     def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
+        """ys of the last layer's outputs, hs at all steps and end at the end of each sequence."""
         rows = end if self.readout == "last" else hs
         if self.readout == "mean":
             steps = jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
@@ -344,6 +360,7 @@ class Model:
         return ys + like(params.b_y, ys)
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
+        """The rates of a call: the given ones, and the model's own for the others."""
         for name, rate in given.items():
             checks.check_choice("a rate", name, tuple(self.rates))
             checks.check_rate(name, rate)
@@ -356,13 +373,14 @@ class Model:
         return rates
 
     def _check_params(self, params: Any) -> None:
+        """``params`` have the parts and sizes of this model; ``scan`` checks each layer."""
         check_model_params(params)
         widths, K = _widths(params.layers), self.output_size
         readout = tuple(getattr(a, "shape", None) for a in (params.W_y, params.b_y))
         if widths != self.hidden_sizes or readout != ((self._width(len(self.hidden_sizes) - 1), K), (K,)):
             W_y, b_y = map(checks.describe, (params.W_y, params.b_y))
             raise ValueError(
-                f"params must be those of this model, hidden sizes {self.hidden_sizes} and {K} outputs; "
+                f"params must have the hidden sizes {self.hidden_sizes} and {K} outputs of this model; "
                 f"got {widths}, W_y {W_y} and b_y {b_y}."
             )
         for name in ("W_y", "b_y"):
@@ -377,20 +395,22 @@ class Model:
             "backward": both,
             "h0": (self.hidden_sizes, both)[: 2 if both else 1] if self.learned_h0 else None,
         }
-        if self.embedding_size is not None:  # without one, params may have an embedding whose rows are given as xs
+        if self.embedding_size is not None:  # without one, params may have an embedding that the caller applies
             came["embedding"] = None if params.embedding is None else jnp.shape(params.embedding)
             wanted["embedding"] = (self.input_size, self.embedding_size)
         for name, rule in wanted.items():
             if came[name] != rule:
-                raise ValueError(f"params must be those of this model, whose {name} is {rule}; got {came[name]}.")
+                sizes = "be None" if rule is None else f"have sizes {rule}"
+                raise ValueError(f"params.{name} must {sizes} in this model; got {came[name]}.")
 
-    def _checked(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
+    def _check_state(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
+        """``state``, if it is one of this model and of this batch."""
         if not isinstance(state, State):
-            raise TypeError(f"state must be a State, as the model returns it; got {checks.describe(state)}.")
+            raise TypeError(f"state must be an mgu_jax.State, as apply returns it; got {checks.describe(state)}.")
         came, layers = (len(state.layers or ()), len(state.backward or ())), len(self.hidden_sizes)
         wanted = (layers, layers if self.bidirectional else 0)
         if came != wanted:
-            raise ValueError(f"state must hold {wanted} layers, forward and in reverse; got {came}.")
+            raise ValueError(f"state must have {wanted} layers (forward, backward); got {came}.")
         for name in State._fields:
             for i, layer in enumerate(getattr(params, name) or ()):
                 check_state(f"state.{name}[{i}]", getattr(state, name)[i], batch, layer)
@@ -398,34 +418,30 @@ class Model:
 
 
 def detach(state: Any) -> Any:
-    """The same state without its gradient: what truncated BPTT carries from window to window."""
+    """The same state, through which no gradient flows: truncated BPTT carries it from window to window."""
     return jax.tree.map(jax.lax.stop_gradient, state)
 
 
 def check_model(model: Any, *needed: str) -> None:
-    """``model`` has the functions that are needed of one."""
+    """``model`` has the needed methods."""
     if not all(callable(getattr(model, name, None)) for name in needed):
         raise TypeError(f"model must be a Model, as mgu_jax.Model makes it; got {checks.describe(model)}.")
 
 
 def check_reads_on(state: Any) -> None:
-    """``state`` can be carried from window to window: all layers run forward.
-
-    Raises:
-        ValueError: a layer runs in reverse.
-    """
+    """``state`` can be carried from window to window, since no layer runs in reverse."""
     if getattr(state, "backward", None) is not None:
         raise ValueError("a bidirectional model cannot read a stream in windows: its reverse layers begin at the end.")
 
 
 def check_model_params(params: Any) -> None:
-    """``params`` are a model's."""
+    """``params`` are a ``ModelParams``."""
     if not isinstance(params, ModelParams):
-        raise TypeError(f"params must be a ModelParams, as model.init makes it; got {checks.describe(params)}.")
+        raise TypeError(f"params must be a ModelParams, as Model.init returns it; got {checks.describe(params)}.")
 
 
 def _widths(layers: Any) -> tuple[Any, ...]:
-    """H of each layer; ``None`` for one that is not a layer."""
+    """H of each layer, or ``None`` for an entry that is not a layer."""
     layers = layers if isinstance(layers, tuple | list) else (layers,)
     return tuple((getattr(getattr(layer, "b_h", None), "shape", ()) or (None,))[-1] for layer in layers)
 

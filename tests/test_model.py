@@ -1,4 +1,9 @@
-"""The model is its layers, one on the other, and a readout; each feature equals the same thing written out."""
+"""A model computes what its layers and its readout compute; each option equals the same computation written out."""
+
+import dataclasses
+import json
+import pickle
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +12,7 @@ import pytest
 
 import mgu_jax as mgu
 from tests import laws
+from tests.rejects import rejects
 
 XS = jax.random.normal(jax.random.key(1), (7, 3, 4))
 LENGTHS = np.array([7, 0, 4])
@@ -21,7 +27,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def made(*sizes, **options):
-    """A model and its parameters, with biases that are not zero."""
+    """A model and parameters for it, with biases that are not zero."""
     model = mgu.Model(*sizes, **options)
     params = model.init(jax.random.key(0))
     return model, jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), params)
@@ -29,7 +35,7 @@ def made(*sizes, **options):
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
 @pytest.mark.parametrize("readout", ["all", "last", "mean"])
-def test_apply_is_scans_and_a_product(readout, batch):
+def test_apply_equals_scans_and_a_product(readout, batch):
     model, params = made(4, (5, 6), 2, readout=readout)
     xs = jax.random.normal(jax.random.key(1), (7, *batch, 4))
     hs, _ = mgu.scan(params.layers[0], xs)
@@ -38,7 +44,7 @@ def test_apply_is_scans_and_a_product(readout, batch):
     close(model.apply(params, xs), rows @ params.W_y + jnp.broadcast_to(params.b_y, (*rows.shape[:-1], 2)))
 
 
-def test_init_shapes_scale_and_bias():
+def test_the_shapes_scale_and_bias_of_init():
     model = mgu.Model(4, (5, 6), 2)
     params = model.init(jax.random.key(0))
     assert [layer.W_f.shape for layer in params.layers] == [(4, 5), (5, 6)]
@@ -56,7 +62,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("RESET_AFTER_M
 
 
 @pytest.mark.parametrize("name", ["MGU", *OTHERS])
-def test_implementations_agree_and_dtype_travels(dtype, name):
+def test_implementations_agree_in_both_dtypes(dtype, name):
     xs, gradients = XS.astype(dtype), []
     for implementation in ("manual", "autodiff"):
         options = {"implementation": implementation, "bidirectional": "sum", "learned_h0": True, "dtype": dtype}
@@ -71,33 +77,90 @@ def test_implementations_agree_and_dtype_travels(dtype, name):
         assert laws.relative_error(a, b) <= laws.TOLERANCE[dtype]
 
 
-def test_the_scale_of_a_diagonal_recurrence_is_set_too():
+def test_initial_scale_of_a_diagonal_recurrence():
     one, two = (mgu.Model(3, (4,), 2, mgu.DIAGONAL_MGU).init(KEY, initial_scale=scale) for scale in (1.0, 2.0))
     np.testing.assert_array_equal(two.layers[0].U_h, 2 * one.layers[0].U_h)
 
 
-def test_sizes_of_numpy_are_plain_ones():
-    model = mgu.Model(np.int64(3), (np.int32(4),), np.int64(2), embedding_size=np.int64(5), segment=np.int64(2))
-    sizes = (model.input_size, *model.hidden_sizes, model.output_size, model.embedding_size, model.segment)
-    assert all(type(size) is int for size in sizes)
+NUMPY = {
+    "input_size": np.int64(3),
+    "hidden_sizes": [np.int32(4), np.int64(5)],
+    "output_size": np.int64(2),
+    "embedding_size": np.int64(6),
+    "segment": np.int64(2),
+    "residual": np.bool_(True),
+    "learned_h0": np.bool_(False),
+    "dropout": np.float32(0.25),
+    "zoneout": np.float64(0.5),
+}
 
 
-def test_init_under_vmap_makes_a_population():
+def test_options_of_numpy_become_plain():
+    """A model with them equals one with Python's numbers, and JSON can hold its options."""
+    model = mgu.Model(**NUMPY)
+    plain = mgu.Model(3, (4, 5), 2, embedding_size=6, segment=2, residual=True, dropout=0.25, zoneout=0.5)
+    assert model == plain
+    assert hash(model) == hash(plain)
+    values = [getattr(model, name) for name in NUMPY] + list(model.hidden_sizes)
+    assert {type(value) for value in values} == {int, float, bool, tuple}
+    json.dumps([getattr(model, name) for name in NUMPY])
+
+
+EQUAL = {
+    "the same arguments": lambda: mgu.Model(4, (5,), 2, zoneout=0.1, compute_dtype="bfloat16"),
+    "other types": lambda: mgu.Model(np.int64(4), [5], 2, zoneout=0.1, dtype="float32", compute_dtype=jnp.bfloat16),
+    "replace": lambda: dataclasses.replace(
+        mgu.Model(4, (6,), 2, zoneout=0.1, compute_dtype="bfloat16"), hidden_sizes=(5,)
+    ),
+    "pickle": lambda: pickle.loads(pickle.dumps(mgu.Model(4, (5,), 2, zoneout=0.1, compute_dtype="bfloat16"))),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_an_equal_copy_compiles_nothing(name):
+    """Models with equal attributes are equal, have equal hashes and share what ``jit`` has compiled."""
+    model, copy = EQUAL["the same arguments"](), EQUAL[name]()
+    assert copy is not model
+    assert copy == model
+    assert hash(copy) == hash(model)
+    traces = []
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(model, params, xs):
+        traces.append(model)
+        return model.apply(params, xs)
+
+    params = model.init(KEY)
+    ys = apply(model, params, XS)
+    np.testing.assert_array_equal(apply(copy, params, XS), ys)
+    assert len(traces) == apply._cache_size() == 1
+
+
+def test_a_model_with_another_option_is_not_equal():
     model = mgu.Model(4, (5,), 2)
-    population = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3))
-    assert population.layers[0].U_f.shape == (3, 5, 5)
-    assert jax.vmap(model.apply, (0, None))(population, jnp.ones((7, 2, 4))).shape == (3, 7, 2, 2)
+    for options in ({"hidden_sizes": (6,)}, {"zoneout": 0.1}, {"dtype": jnp.bfloat16}, {"cell": mgu.MGU1}):
+        assert dataclasses.replace(model, **options) != model
 
 
-def test_models_of_the_same_specification_are_equal_so_that_they_compile_once():
-    assert mgu.Model(4, (5,), 2, zoneout=0.1) == mgu.Model(4, [5], 2, zoneout=0.1)
-    assert mgu.Model(4, (5,), 2) != mgu.Model(4, (6,), 2)
-    assert hash(mgu.Model(4, (5,), 2)) == hash(mgu.Model(4, (5,), 2))
+def test_replace_checks_its_options():
+    rejects(lambda: dataclasses.replace(mgu.Model(4, (5,), 2), readout="first"), "readout", "'all'", "'first'")
+
+
+def test_a_model_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mgu.Model(4, (5,), 2).readout = "last"
+
+
+def test_init_under_vmap_draws_many_models():
+    model = mgu.Model(4, (5,), 2)
+    many = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3))
+    assert many.layers[0].U_f.shape == (3, 5, 5)
+    assert jax.vmap(model.apply, (0, None))(many, jnp.ones((7, 2, 4))).shape == (3, 7, 2, 2)
 
 
 @pytest.mark.parametrize("how", ["concatenate", "sum"])
 @pytest.mark.parametrize("readout", ["all", "last", "mean"])
-def test_bidirectional_is_two_explicit_runs(how, readout):
+def test_bidirectional_equals_two_runs(how, readout):
     model, params = made(4, (5,), 2, readout=readout, bidirectional=how)
     there, end = mgu.scan(params.layers[0], XS, lengths=LENGTHS)
     back, back_end = mgu.scan(params.backward[0], XS, lengths=LENGTHS, reverse=True)
@@ -114,7 +177,7 @@ def test_bidirectional_is_two_explicit_runs(how, readout):
     close((state.layers[0], state.backward[0]), (end, back_end))
 
 
-def test_two_bidirectional_layers_have_the_widths_that_they_need():
+def test_the_widths_of_two_bidirectional_layers():
     _, params = made(4, (5, 6), 2, bidirectional="concatenate")
     assert [layer.W_h.shape for layer in params.layers] == [(4, 5), (10, 6)]
     assert params.W_y.shape == (12, 2)
@@ -124,7 +187,7 @@ def test_two_bidirectional_layers_have_the_widths_that_they_need():
 
 @pytest.mark.parametrize("readout", ["all", "last"])
 def test_residual_connections(readout):
-    """Between layers of equal width, and never around the first."""
+    """They connect layers of equal width, and never skip the first."""
     model, params = made(5, (5, 5, 6, 6), 2, residual=True, readout=readout)
     xs = jax.random.normal(KEY, (7, 3, 5))
     first, _ = mgu.scan(params.layers[0], xs, lengths=LENGTHS)
@@ -136,12 +199,12 @@ def test_residual_connections(readout):
     close(model.apply(params, xs, lengths=LENGTHS), wanted)
 
 
-def test_last_is_the_last_valid_step():
+def test_readout_last_uses_the_last_valid_step():
     model, params = made(4, (5,), 2, readout="last")
     every = mgu.Model(4, (5,), 2).apply(params, XS)
     ys = model.apply(params, XS, lengths=LENGTHS)
     close((ys[0], ys[2]), (every[6, 0], every[3, 2]))
-    close(ys[1], params.b_y)  # length 0: h0
+    close(ys[1], params.b_y)  # length 0: the initial state, which is zero
 
 
 def test_embedding():
@@ -164,7 +227,7 @@ def test_learned_h0_is_the_state_before_the_first_step():
 
 
 @pytest.mark.parametrize("learned_h0", [False, True])
-def test_state_out_and_in_continues_the_sequence(learned_h0):
+def test_a_returned_state_continues_the_sequence(learned_h0):
     model, params = made(4, (5, 6), 2, learned_h0=learned_h0)
     whole, end = model.apply(params, XS, return_state=True)
     first, state = model.apply(params, XS[:3], return_state=True)
@@ -173,8 +236,8 @@ def test_state_out_and_in_continues_the_sequence(learned_h0):
 
 
 @pytest.mark.parametrize("name", laws.NAMED)
-def test_streaming_equals_the_scan(name):
-    """One input at a time, from no state at all, with what noise expects at evaluation."""
+def test_step_equals_apply(name):
+    """One input at a time, starting without a state, and with the expected value of zoneout."""
     model, params = made(4, (5, 5), 2, laws.NAMED[name], residual=True, learned_h0=True, zoneout=0.3)
     step, state, ys = jax.jit(model.step), None, []
     for x in XS:
@@ -184,7 +247,7 @@ def test_streaming_equals_the_scan(name):
     close((jnp.stack(ys), state), (whole, end))
 
 
-def test_streaming_reads_out_the_last_step_too():
+def test_step_with_readout_last():
     model, params = made(4, (5,), 2, readout="last")
     y, state = model.step(params, XS[0])
     y, _ = model.step(params, XS[1], state)
@@ -192,8 +255,8 @@ def test_streaming_reads_out_the_last_step_too():
 
 
 @pytest.mark.parametrize("options", [{}, {"learned_h0": True}], ids=str)
-def test_resets_go_back_to_the_models_own_first_state(options):
-    """Read whole, or in parts with the state carried on."""
+def test_resets_go_back_to_the_initial_state_of_the_model(options):
+    """In one call, and in two calls that pass the state on."""
     model, params = made(4, (5, 6), 2, **options)
     resets = jnp.zeros((7, 3), bool).at[4, 1].set(True)
     whole = model.apply(params, XS, resets=resets)
@@ -204,7 +267,7 @@ def test_resets_go_back_to_the_models_own_first_state(options):
 
 
 def test_truncated_bptt():
-    """Values go on from segment to segment; gradients stop at the border."""
+    """A detached state passes its value on to the next window, and no gradient."""
     model, params = made(4, (5,), 2)
 
     def second_half(params, cut):
@@ -233,12 +296,12 @@ def test_noise_needs_a_key(name):
     assert np.abs(noisy - other).max() > 1e-3
     plain = mgu.Model(4, (5, 5), 2)
     np.testing.assert_array_equal(plain.apply(params, XS, key=KEY, **{name: 0.5}), noisy)
-    if name != "zoneout":  # its expectation is another function than none at all
+    if name != "zoneout":  # without a key, zoneout applies its expected value
         close(plain.apply(params, XS), quiet)
 
 
 @pytest.mark.parametrize("name", NOISE)
-def test_rates_may_be_swept(name):
+def test_rates_may_be_traced(name):
     model, params = made(4, (5, 5), 2)
     rates = jnp.array([0.0, 0.3])
     together = jax.vmap(lambda rate: model.apply(params, XS, key=KEY, **{name: rate}))(rates)
@@ -248,8 +311,8 @@ def test_rates_may_be_swept(name):
 
 @pytest.mark.parametrize("implementation", ["manual", "autodiff"])
 @pytest.mark.parametrize(("name", "key"), [*((name, KEY) for name in NOISE), ("zoneout", None)])
-def test_rates_get_no_gradient(name, key, implementation):
-    """None of the implementations would follow it through what is drawn, so that it would be a part of one."""
+def test_rates_have_no_gradient(name, key, implementation):
+    """The gradient through the random draws is not defined, so no implementation gives a part of one."""
     model, params = made(4, (5, 5), 2, implementation=implementation)
 
     def loss(rate):
@@ -261,7 +324,7 @@ def test_rates_get_no_gradient(name, key, implementation):
 
 @pytest.mark.parametrize("name", NOISE)
 def test_noise_has_the_right_mean(name):
-    """One step from a state of its own: what noise does to the linear part has the mean of no noise."""
+    """Over many keys, the mean of one linear step with noise equals the step without noise."""
     cell = mgu.Cell(gate="b", reset="none", activation="identity")
     model, params = made(4, (5,), 2, cell)
     state = mgu.State((jax.random.normal(KEY, (3, 5)),))
@@ -274,15 +337,15 @@ def test_noise_has_the_right_mean(name):
 @pytest.mark.parametrize(
     ("dtype", "rate"), [("float32", 1 - 1e-8), ("bfloat16", 0.999), ("float16", 0.9999), ("float16", 0.99999)]
 )
-def test_of_a_rate_next_to_one_nothing_becomes_nan(dtype, rate):
+def test_a_rate_close_to_one_gives_finite_outputs(dtype, rate):
     model = mgu.Model(2, (64,), 4, dtype=dtype)
     params, xs = model.init(KEY), jnp.ones((5, 3, 2), dtype)
     for name in ("dropout", "recurrent_dropout", "zoneout", "dropconnect"):
         assert jnp.isfinite(model.apply(params, xs, key=KEY, **{name: rate})).all(), name
 
 
-def test_one_mask_a_sequence_and_one_a_step():
-    """Recurrent dropout drops the same units at every step; zoneout others at each."""
+def test_one_mask_per_sequence_or_per_step():
+    """Recurrent dropout drops the same units at every step; zoneout draws new ones at each step."""
     cell = mgu.Cell(gate="b", reset="none", activation="identity")
     params = mgu.init(KEY, 4, 50, cell)
     zero = jax.tree.map(jnp.zeros_like, params)

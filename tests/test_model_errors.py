@@ -38,7 +38,7 @@ def test_model(wrong, rule, got):
 
 def test_a_traced_rate():
     make = jax.jit(lambda rate: mgu.Model(3, (4,), 2, dropout=rate).init(KEY))
-    rejects(lambda: make(0.1), "dropout", "where the model is made", "float32 []", TypeError)
+    rejects(lambda: make(0.1), "dropout", "when the model is made", "float32 []", TypeError)
 
 
 def test_init():
@@ -53,7 +53,7 @@ APPLY = [
     (ValueError, {"zoneout": jnp.float32(1.5)}, "zoneout", "[0, 1)", "1.5"),
     (ValueError, {"zoneout": np.float32(1.5)}, "zoneout", "[0, 1)", "1.5"),
     (TypeError, {"key": 0}, "key", "one PRNG key", "0"),
-    (TypeError, {"state": XS}, "state", "a State", "float32 [100, 8, 32]"),
+    (TypeError, {"state": XS}, "state", "an mgu_jax.State", "float32 [100, 8, 32]"),
     (ValueError, {"dropout": 1.5}, "dropout", "[0, 1)", "1.5"),
     (ValueError, {"drop_out": 0.5}, "a rate", "'dropout', 'recurrent_dropout', 'zoneout'", "'drop_out'"),
     (ValueError, {"lengths": np.arange(3)}, "lengths", "[8]", "[3]"),
@@ -98,14 +98,14 @@ def test_the_params_of_a_model_with_other_options(options, others, name, rule, g
     sizes = {"input_size": 5, "hidden_sizes": (4,), "output_size": 2}
     model, other = mgu.Model(**sizes | options), mgu.Model(**sizes | others)
     xs = jnp.zeros((3, 2), int) if "embedding_size" in options else jnp.zeros((3, 2, 5))
-    rejects(lambda: model.apply(other.init(KEY), xs), f"whose {name}", rule, f"got {got}", ValueError)
+    rejects(lambda: model.apply(other.init(KEY), xs), f"params.{name}", rule, f"got {got}", ValueError)
 
 
 def test_the_params_of_a_model_with_other_sizes():
     model, other = mgu.Model(32, (64,), 3), mgu.Model(32, (64, 32), 3)
     rejects(lambda: model.apply(mgu.init(KEY, 32, 64), XS), "params", "a ModelParams", "a Params", TypeError)
     got = "got (64, 32), W_y float32 [32, 3] and b_y float32 [3]"
-    rejects(lambda: model.apply(other.init(KEY), XS), "params", "hidden sizes (64,) and 3 outputs", got, ValueError)
+    rejects(lambda: model.apply(other.init(KEY), XS), "params", "the hidden sizes (64,) and 3 outputs", got, ValueError)
 
 
 @pytest.mark.parametrize(
