@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
-import mgu_jax as mgu
 from experiments.__main__ import NAMES
 from mgu_jax.gradients import relative_error
 from tests.processes import run_together
@@ -23,7 +21,7 @@ def result(name):
     return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
 
 
-# Whole programs, of packages that may be absent
+# These sections run in tests/interop/test_page.py
 (COMING,) = re.findall(r"\n## Coming from .*?(?=\n## )", README, re.DOTALL)
 
 
@@ -71,117 +69,6 @@ def test_the_commands_for_several_machines_run(tmp_path):
     loss = re.search(r"^loss (.*) on 4 devices$", said[0], re.MULTILINE)
     assert float(loss[1]) < 0.5
     assert "loss" not in said[1]
-
-
-SECTIONS = dict(re.findall(r"\n### (.*?)\n(.*?)(?=\n### |$)", COMING, re.DOTALL))
-PACKAGES = {"Flax NNX": "flax", "Flax Linen": "flax", "Equinox": "equinox", "Haiku": "haiku", "Keras": "keras"} | {
-    "PyTorch": "torch",
-    "And out again": "onnxruntime",
-    "A model that comes along": "jax",
-}
-
-
-def close(one, other):
-    np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
-
-
-def recipe(cell, names, drive):
-    """A recipe's cell in its framework's own loop, ``drive(xs [B, T, D]) -> (weights, ys [B, T, H])``, against scan."""
-    xs = jax.random.normal(jax.random.key(1), (3, 6, 4))
-    weights, ys = drive(xs)
-    hs, _ = mgu.scan(names["from_dict"](weights), xs.swapaxes(0, 1), cell=cell)
-    close(ys, hs.swapaxes(0, 1))
-
-
-def check_nnx(names):
-    close(names["carry"], names["theirs"][0])
-    sides = names["sides"]
-    assert sides.shape == (16, 50, 200)
-    close(sides[..., :100], names["ys"])
-    assert sides[:, 0, 100:].any()
-
-
-def check_haiku(names):
-    import haiku as hk
-
-    def drive(xs):
-        def run(xs):
-            core = names["MGU"](5, mgu.MGU1)
-            return hk.dynamic_unroll(core, xs, core.initial_state(len(xs)), time_major=False)[0]
-
-        function = hk.transform(run)
-        params = function.init(jax.random.key(0), xs)
-        return params["mgu"], function.apply(params, None, xs)
-
-    recipe(mgu.MGU1, names, drive)
-
-
-def check_keras(names):
-    import keras
-
-    def drive(xs):
-        layer = keras.layers.RNN(names["MGUCell"](5, mgu.MGU1), return_sequences=True)
-        ys = layer(xs)
-        assert len(layer.trainable_weights) == 5
-        return {n: w.value for n, w in layer.cell.terms.items()}, ys
-
-    recipe(mgu.MGU1, names, drive)
-
-    xs = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
-    model = names["model"]  # Bidirectional, without a keras.Input
-    model.compile(loss="mse", optimizer="adam")
-    losses = model.fit(xs, xs.sum((1, 2)), epochs=2, verbose=0).history["loss"]
-    assert losses[1] < losses[0]
-    forward, backward = (
-        m.cell.terms["W_h"].value for m in (model.layers[0].forward_layer, model.layers[0].backward_layer)
-    )
-    assert not np.array_equal(forward, backward)
-    model.save("model.keras")
-    close(keras.models.load_model("model.keras").predict(xs, verbose=0), model.predict(xs, verbose=0))
-
-
-def check_out(names):
-    """By the program and by onnxruntime, of numbers that are not zero."""
-    import onnxruntime
-
-    xs = names["xs"]
-    ys = names["model"].apply(names["params"], xs)
-    assert np.abs(ys).max() > 0.01
-    assert np.array_equal(names["ys"], ys)
-    session = onnxruntime.InferenceSession("digits.onnx", providers=["CPUExecutionProvider"])
-    close(session.run(["ys"], {"xs": xs, "lengths": np.full(5, 28, np.int32)})[0], ys)
-
-
-def check_pretrained(names):
-    (sample,) = re.findall(r"\n    (ROMEO:\n.*)$", SECTIONS["A model that comes along"].rstrip("\n"), re.DOTALL)
-    assert names["text"].rstrip("\n") == sample.replace("\n    ", "\n")
-
-
-CHECKS = {
-    "Flax NNX": check_nnx,
-    "Flax Linen": lambda n: close(n["same"], n["ys"]),
-    "Equinox": lambda n: close(n["last"], n["theirs"]),
-    "Haiku": check_haiku,
-    "Keras": check_keras,
-    "PyTorch": lambda n: close(n["ours"], n["module"](n["x"], n["h"]).detach()),
-    "And out again": check_out,
-    "A model that comes along": check_pretrained,
-}
-
-
-@pytest.mark.filterwarnings("ignore")  # the frameworks' own
-@pytest.mark.parametrize("name", SECTIONS)
-def test_coming_from(name, tmp_path, monkeypatch, quick_compiler):
-    """Each section's blocks run, and before and after are what the text says; a recipe computes what scan computes."""
-    pytest.importorskip(PACKAGES[name])
-    monkeypatch.chdir(tmp_path)
-    names = {"__name__": "readme"}
-    blocks = code(SECTIONS[name])
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for block in blocks:
-            assert len(block.splitlines()) <= 20
-            exec(block, names)
-        CHECKS[name](names)
 
 
 def figures():
