@@ -185,7 +185,7 @@ def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
     try:
         return checkpoints.restore(like)
     except Damaged as damage:
-        other = "no other there can be restored"
+        other = "no other checkpoint can be restored"
         if damage.whole is not None:
             bad = checkpoints.path(damage.step)
             other = f"that of step {damage.whole} is whole, and --resume goes on from it once {bad} is removed"

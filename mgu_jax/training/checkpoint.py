@@ -48,7 +48,7 @@ class Damaged(RuntimeError):
 
     def __init__(self, step: int, what: str, whole: int | None):
         other = f"that of step {whole} is whole: restore(like, step={whole})"
-        super().__init__(f"{what}; {'no other there can be restored' if whole is None else other}.")
+        super().__init__(f"{what}; {'no other checkpoint can be restored' if whole is None else other}.")
         self.step, self.what, self.whole = step, what, whole
 
 

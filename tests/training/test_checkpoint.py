@@ -1,5 +1,7 @@
-"""Saving and restoring: exact, whole or not at all, and never silently. What a run does with it is tested in
-test_fit.py and test_experiments.py; what a file holds, in test_archive.py."""
+"""Checkpoints: exact, written whole or not at all, and never restored to other numbers without an error.
+
+Their use in a run is tested in test_fit.py and test_experiments.py, their files in test_archive.py.
+"""
 
 import json
 import os
@@ -135,8 +137,8 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_a_killed_process_began_is_passed_over_and_removed(tmp_path):
-    """By the next save. Files of other people stay."""
+def test_an_unfinished_file_is_ignored_and_then_removed(tmp_path):
+    """A killed process leaves one, and the next save removes it. Files with similar names stay."""
     saved(tmp_path, (3, 4))
     whole = (tmp_path / "4.npz").read_bytes()
     for step in (1, 4, 6, 10):
@@ -157,8 +159,8 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_not_ours_is_refused_and_stays(tmp_path):
-    """Somebody's arrays, a model that mgu_jax saved, a text and a folder, with the names of checkpoints."""
+def test_other_files_are_refused_and_stay(tmp_path):
+    """Arrays of NumPy, a model that mgu_jax saved, a text and a folder, all named as checkpoints are."""
     np.savez(tmp_path / "100.npz", w=np.ones(3))
     archive.write(tmp_path / "7.npz", "model", {"w": np.ones(3)}, {})
     (tmp_path / "90.npz").write_text("mine")
@@ -234,8 +236,8 @@ DAMAGE = {  # what happens to the file of step 2, and what the error says of it
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_named_and_the_earlier_one_offered(name, tmp_path):
-    """And a run goes on from there: its next checkpoints replace the damaged one."""
+def test_damage_is_named_and_an_earlier_checkpoint_suggested(name, tmp_path):
+    """A run that continues from the earlier one replaces the damaged one."""
     damage, text = DAMAGE[name]
     saved(tmp_path)
     damage(tmp_path / "2.npz")
@@ -272,12 +274,12 @@ def test_of_300_checkpoints_with_one_bit_flipped_not_one_is_restored_to_other_nu
     assert refused > 200
 
 
-def test_where_all_are_damaged_none_is_offered(tmp_path):
+def test_no_checkpoint_is_suggested_if_all_are_damaged(tmp_path):
     saved(tmp_path)
     for step in (1, 2):
         DAMAGE["truncated"][0](tmp_path / f"{step}.npz")
     with Checkpoints(tmp_path) as checkpoints:
-        rejects(lambda: checkpoints.restore(tree(0)), "step 2", "no other there can be restored", kind=Damaged)
+        rejects(lambda: checkpoints.restore(tree(0)), "step 2", "no other checkpoint can be restored", kind=Damaged)
         with pytest.raises(Damaged) as caught:
             checkpoints.restore(tree(0))
         assert caught.value.whole is None
@@ -312,7 +314,7 @@ def test_another_model_is_refused(name, tmp_path):
         assert same(checkpoints.restore(like, 1), like)
 
 
-def test_another_optimiser_and_another_validation_are_told_from_another_model(tmp_path):
+def test_the_error_says_whether_the_optimiser_the_validation_or_the_model_differs(tmp_path):
     recipe, other = (mgu.Recipe(mgu.Model(2, (3,), 2), optimizer=name) for name in ("adam", "sgd"))
     validation = mgu.Validation(None, (accuracy,))
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 1)
@@ -330,7 +332,7 @@ def test_another_optimiser_and_another_validation_are_told_from_another_model(tm
             for step in (1, 2):
                 checkpoints.save(step, state)
             said = rejects(lambda: checkpoints.restore(like), f"is of another {text}", kind=Damaged)  # noqa: B023
-        assert said.endswith("; no other there can be restored.")  # though all are whole
+        assert said.endswith("; no other checkpoint can be restored.")  # though all are whole
 
 
 def test_a_checkpoint_of_another_model_is_refused_before_its_arrays_are_read(tmp_path, monkeypatch):
@@ -384,7 +386,7 @@ def test_sharded_arrays_come_back_as_like_has_them(tmp_path):
 
 @contextmanager
 def held(monkeypatch):
-    """Saves begin to write when the block is left, or when the event is set that it is given."""
+    """No save writes before the block ends."""
     write, event = archive.write, threading.Event()
 
     def later(*arguments):
@@ -394,7 +396,7 @@ def held(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(archive, "write", later)
         try:
-            yield event
+            yield
         finally:
             event.set()
 
@@ -420,7 +422,7 @@ def test_an_interrupt_damages_no_save(tmp_path, monkeypatch):
 
     monkeypatch.setattr(archive, "write", interrupted)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (it may come in either line)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (it may be raised in either line)
             checkpoints.save(1, tree(1))
             checkpoints.save(2, tree(2))
         assert checkpoints.steps == []
@@ -460,7 +462,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_call(tmp_path, monkeyp
         rejects(lambda: getattr(checkpoints, where)(*arguments), what, "those before it are whole", kind=OSError)
     if where == "close":
         checkpoints = Checkpoints(tmp_path)
-    assert same(checkpoints.restore(tree(0)), tree(1))  # said once, and what was whole is
+    assert same(checkpoints.restore(tree(0)), tree(1))  # the error is raised once, and the first is whole
     checkpoints.save(2, tree(2))
     assert same(checkpoints.restore(tree(0)), tree(2))
     checkpoints.close()
@@ -482,8 +484,8 @@ def test_an_error_in_the_background_does_not_hide_the_one_that_ends_the_block(tm
         run(lambda: None)
 
 
-def test_a_full_disk_is_said_and_costs_nothing_that_was_whole(tmp_path, capfd, monkeypatch):
-    """Met in the middle of an array; nothing but the sentence is said."""
+def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints_whole(tmp_path, capfd, monkeypatch):
+    """The disk is full in the middle of an array. Nothing is printed beside the error."""
     write = np.lib.format.write_array
 
     def full(entry, array, **options):
@@ -507,7 +509,7 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_whole(tmp_path, capfd, m
     assert not capfd.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_reported_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
         rejects(lambda folder=folder: Checkpoints(folder), "folder must be", folder, reason, OSError)
@@ -531,7 +533,7 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_named(tmp_path, monkeypatch):
         rejects(lambda: checkpoints.restore(tree(0)), what, "cannot be read (Input/output error)", other, Damaged)
 
 
-def test_a_step_that_is_there_is_not_replaced_by_mistake(tmp_path):
+def test_an_existing_step_is_not_replaced_by_mistake(tmp_path):
     saved(tmp_path, (10, 20))
     with Checkpoints(tmp_path) as checkpoints:
         for step in (5, 10, 20):
@@ -544,7 +546,7 @@ def test_a_step_that_is_there_is_not_replaced_by_mistake(tmp_path):
         rejects(lambda: checkpoints.save(15, tree(15)), "step must be", "above 15", "15")
 
 
-def test_wrong_arguments_are_one_sentence(tmp_path):
+def test_a_wrong_argument_gets_one_sentence(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree(1))
         rejects(lambda: checkpoints.save(-1, tree(1)), "step", "whole number of at least 0", "-1")
@@ -559,7 +561,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path):
 
 @contextmanager
 def instants(folder, monkeypatch):
-    """Copies of a folder, taken before each change of a file in it: what a kill there would leave."""
+    """The contents of a folder before each change of a file in it: what a process killed there would leave."""
     copies, taking = [], threading.Lock()
 
     def copied_before(function):
@@ -623,8 +625,8 @@ SLOW = [pytest.param(signum, i, marks=pytest.mark.slow) for i in range(1, 10) fo
 
 
 @pytest.mark.parametrize(("signum", "moment"), [("SIGKILL", 0), ("SIGINT", 0), *SLOW])
-def test_a_process_that_is_ended_at_any_moment_leaves_whole_checkpoints(tmp_path, signum, moment):
-    """Killed, or interrupted by Ctrl-C."""
+def test_a_process_that_ends_at_any_moment_leaves_whole_checkpoints(tmp_path, signum, moment):
+    """A signal kills it, or Ctrl-C interrupts it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path)], cwd=ROOT, **pipes)
     for _ in range(3):
@@ -658,7 +660,7 @@ checkpoints.save(1, {"w": np.arange(300_000), "x": jax.numpy.arange(3)})
 
 
 @pytest.mark.parametrize("disk", ["free", "full"])
-def test_a_process_that_never_closes_saves_all_the_same(tmp_path, disk):
+def test_a_process_that_never_closes_finishes_its_save(tmp_path, disk):
     done = subprocess.run(
         [sys.executable, "-c", FORGOTTEN, str(tmp_path), disk], capture_output=True, text=True, cwd=ROOT, check=True
     )
