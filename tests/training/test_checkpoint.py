@@ -29,6 +29,7 @@ from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.losses import accuracy
 from tests.processes import run_together
 from tests.rejects import rejects
+from tests.same import same
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,21 +44,10 @@ def tree(step):
     return Tree(jnp.int32(step), jax.random.key(step), {"a": jnp.full((3, 2), step / 3), "b": (jnp.ones(1),)})
 
 
-def same(a, b):
-    """The same structure, kinds, dtypes and bits."""
-    leaves, others = jax.tree.leaves(a), jax.tree.leaves(b)
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, other in zip(leaves, others, strict=True):
-        if isinstance(one, jax.Array):
-            assert isinstance(other, jax.Array)
-            assert one.sharding == other.sharding
-        else:
-            assert type(one) is type(other)
-        assert getattr(one, "dtype", None) == getattr(other, "dtype", None)
-        if isinstance(one, jax.Array) and jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-    return True
+def equal(a, b):
+    """``same``, and the leaves have the same types and shardings."""
+    kinds, others = ([getattr(x, "sharding", type(x)) for x in jax.tree.leaves(tree)] for tree in (a, b))
+    return same(a, b) and kinds == others
 
 
 def saved(folder, steps=(1, 2), **options):
@@ -93,9 +83,9 @@ def test_a_round_trip_keeps_all_bits_and_kinds(name, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(state) is None
         checkpoints.save(1, state)
-        assert same(checkpoints.restore(state), state)
+        assert equal(checkpoints.restore(state), state)
         if name in ("named", "one array", "dtypes", "keys"):
-            assert same(checkpoints.restore(jax.eval_shape(lambda: state)), state)
+            assert equal(checkpoints.restore(jax.eval_shape(lambda: state)), state)
 
 
 def test_double_precision(tmp_path, x64):
@@ -104,7 +94,7 @@ def test_double_precision(tmp_path, x64):
         checkpoints.save(1, state)
         restored = checkpoints.restore(state)
     assert restored["w"].dtype == np.float64
-    assert same(restored, state)
+    assert equal(restored, state)
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -114,8 +104,8 @@ def test_the_newest_are_kept(tmp_path):
         assert checkpoints.steps == [2, 3]
         restored = checkpoints.restore(tree(0))
         assert type(restored) is Tree
-        assert same(restored, tree(3))
-        assert same(checkpoints.restore(tree(0), step=2), tree(2))
+        assert equal(restored, tree(3))
+        assert equal(checkpoints.restore(tree(0), step=2), tree(2))
         assert checkpoints.config() == {"step": 3}
         assert checkpoints.config(2) == {"step": 2}
 
@@ -130,7 +120,7 @@ def test_the_best_is_kept(tmp_path, better, best):
         checkpoints.wait()
         assert checkpoints.best == best
         assert checkpoints.steps == [best, 7]
-        assert same(checkpoints.restore(tree(0), checkpoints.best), tree(best))
+        assert equal(checkpoints.restore(tree(0), checkpoints.best), tree(best))
 
 
 def names(folder):
@@ -182,7 +172,7 @@ def test_other_files_are_refused_and_stay(tmp_path):
             )
         assert contents(tmp_path) == before
         checkpoints.save(2020, tree(2020))
-        assert same(checkpoints.restore(tree(0)), tree(2020))
+        assert equal(checkpoints.restore(tree(0)), tree(2020))
     assert contents(tmp_path).items() >= before.items()
 
 
@@ -194,11 +184,11 @@ def test_a_checkpoint_that_cannot_be_recognised_is_named_and_stays(tmp_path):
         for step in (None, 2):
             call = lambda step=step: checkpoints.restore(tree(0), step)  # noqa: E731
             rejects(call, "step 2", "that of step 1 is whole: restore(like, step=1)", kind=Damaged)
-        assert same(checkpoints.restore(tree(0), step=1), tree(1))
+        assert equal(checkpoints.restore(tree(0), step=1), tree(1))
         rejects(lambda: checkpoints.save(2, tree(2)), "step must be above", "2.npz is damaged")
         (tmp_path / "2.npz").unlink()
         checkpoints.save(2, tree(2))
-        assert same(checkpoints.restore(tree(0)), tree(2))
+        assert equal(checkpoints.restore(tree(0)), tree(2))
 
 
 def resealed(path, **changes):
@@ -249,11 +239,11 @@ def test_damage_is_named_and_an_earlier_checkpoint_suggested(name, tmp_path):
             end = r"; that of step 1 is whole: restore\(like, step=1\)\."
             assert re.fullmatch(f"the checkpoint of step 2 in {there} is {text}{end}", str(caught.value))
             assert (caught.value.step, caught.value.whole) == (2, 1)
-        assert same(checkpoints.restore(tree(0), step=1), tree(1))
+        assert equal(checkpoints.restore(tree(0), step=1), tree(1))
         checkpoints.save(2, tree(20))
         checkpoints.save(3, tree(3))
-        assert same(checkpoints.restore(tree(0)), tree(3))
-        assert same(checkpoints.restore(tree(0), 2), tree(20))
+        assert equal(checkpoints.restore(tree(0)), tree(3))
+        assert equal(checkpoints.restore(tree(0), 2), tree(20))
 
 
 def test_of_300_checkpoints_with_one_bit_flipped_not_one_is_restored_to_other_numbers(tmp_path):
@@ -265,12 +255,12 @@ def test_of_300_checkpoints_with_one_bit_flipped_not_one_is_restored_to_other_nu
         for _ in range(300):
             flip(path, rng.randrange(len(content)), rng.randrange(8))
             try:
-                assert same(checkpoints.restore(tree(0)), tree(2))
+                assert equal(checkpoints.restore(tree(0)), tree(2))
                 assert checkpoints.config() == {"step": 2}
             except Damaged as damage:
                 refused += (damage.step, damage.whole) == (2, 1)
             path.write_bytes(content)
-        assert same(checkpoints.restore(tree(0)), tree(2))
+        assert equal(checkpoints.restore(tree(0)), tree(2))
     assert refused > 200
 
 
@@ -311,7 +301,7 @@ def test_another_model_is_refused(name, tmp_path):
         checkpoints.save(2, tree(2))
         what, other = f"step 2 in {tmp_path} is of another model (state{text})", "restore(like, step=1)"
         rejects(lambda: checkpoints.restore(like), what, other, kind=Damaged)
-        assert same(checkpoints.restore(like, 1), like)
+        assert equal(checkpoints.restore(like, 1), like)
 
 
 def test_the_error_says_whether_the_optimiser_the_validation_or_the_model_differs(tmp_path):
@@ -376,7 +366,7 @@ def test_sharded_arrays_come_back_as_like_has_them(tmp_path):
     state = {"w": jax.device_put(w, rows), "b": jax.device_put(w[0], everywhere)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
-        assert same(checkpoints.restore(state), state)
+        assert equal(checkpoints.restore(state), state)
         for sharding in (columns, everywhere, w.sharding):
             like = {"w": jax.device_put(jnp.zeros_like(w), sharding), "b": state["b"]}
             restored = checkpoints.restore(like)
@@ -428,7 +418,7 @@ def test_an_interrupt_damages_no_save(tmp_path, monkeypatch):
         assert checkpoints.steps == []
         goes_on.set()
     assert checkpoints.steps == [1]
-    assert same(checkpoints.restore(tree(0)), tree(1))
+    assert equal(checkpoints.restore(tree(0)), tree(1))
     assert names(tmp_path) == ["1.npz"]
 
 
@@ -462,9 +452,9 @@ def test_an_error_in_the_background_is_raised_at_the_next_call(tmp_path, monkeyp
         rejects(lambda: getattr(checkpoints, where)(*arguments), what, "those before it are whole", kind=OSError)
     if where == "close":
         checkpoints = Checkpoints(tmp_path)
-    assert same(checkpoints.restore(tree(0)), tree(1))  # the error is raised once, and the first is whole
+    assert equal(checkpoints.restore(tree(0)), tree(1))  # the error is raised once, and the first is whole
     checkpoints.save(2, tree(2))
-    assert same(checkpoints.restore(tree(0)), tree(2))
+    assert equal(checkpoints.restore(tree(0)), tree(2))
     checkpoints.close()
 
 
@@ -502,9 +492,9 @@ def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints_whole(tmp_path, 
         checkpoints.save(2, large)
         rejects(checkpoints.wait, "step 2 could not be saved", got="No space left on device", kind=OSError)
         assert names(tmp_path / "run") == ["1.npz"]
-        assert same(checkpoints.restore(small), small)
+        assert equal(checkpoints.restore(small), small)
         checkpoints.save(2, small)
-        assert same(checkpoints.restore(small), small)
+        assert equal(checkpoints.restore(small), small)
         assert checkpoints.steps == [1, 2]
     assert not capfd.readouterr().err
 
@@ -638,7 +628,7 @@ def test_a_process_that_ends_at_any_moment_leaves_whole_checkpoints(tmp_path, si
     with Checkpoints(tmp_path) as checkpoints:
         assert said[-1] <= checkpoints.steps[-1] <= said[-1] + 1
         for step in checkpoints.steps:
-            assert same(checkpoints.restore(like, step), {"w": np.full(50_000, step), "step": step})
+            assert equal(checkpoints.restore(like, step), {"w": np.full(50_000, step), "step": step})
         step = checkpoints.steps[-1]
         checkpoints.save(step + 1, like)
     assert len(names(tmp_path)) == 2
