@@ -425,7 +425,7 @@ def detach(state: Any) -> Any:
 def check_model(model: Any, *needed: str) -> None:
     """``model`` has the needed methods."""
     if not all(callable(getattr(model, name, None)) for name in needed):
-        raise TypeError(f"model must be a Model, as mgu_jax.Model makes it; got {checks.describe(model)}.")
+        raise TypeError(f"model must be a Model of mgu_jax; got {checks.describe(model)}.")
 
 
 def check_reads_on(state: Any) -> None:

@@ -176,5 +176,6 @@ def test_errors():
 
 def test_errors_of_save(tmp_path):
     params = drawn(MODELS["plain"])
+    rejects(lambda: export.save(None, None, None), "path", "a path", "None", TypeError)
     rejects(lambda: export.save(tmp_path / "x.jax", None, None), "path", "'.npz'", "'.jax'", ValueError)
     rejects(lambda: export.save(tmp_path / "x.npz", params, None), "exported", "stream", "a ModelParams", TypeError)

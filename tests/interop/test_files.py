@@ -176,3 +176,9 @@ def test_double_precision_needs_x64(path):
     with jax.enable_x64(True):
         files.save(path, mgu.MGU, numbers(mgu.MGU))
     rejects(lambda: files.load(path), f"{path} holds float64", "jax_enable_x64", kind=TypeError)
+
+
+def test_a_path_that_is_none():
+    calls = (lambda: files.save(None, mgu.MGU, numbers(mgu.MGU, "float32")), lambda: files.load(None))
+    for call in calls:
+        rejects(call, "path", "a path", "None", TypeError)

@@ -238,3 +238,10 @@ def test_check_gradients(params):
     wrong = XS[..., :16]
     rejects(lambda: mgu.check_gradients(params, XS, directions=0), "directions", "at least 1", "0", ValueError)
     rejects(lambda: mgu.check_gradients(params, wrong), "xs", "[T, ..., 32]", "[100, 8, 16]", ValueError)
+
+
+def test_summary():
+    params = mgu.Model(3, (4,), 2).init(KEY)
+    rejects(lambda: mgu.summary(params), "params", "an mgu_jax.Params", "a ModelParams", TypeError)
+    incomplete = params.layers[0]._replace(W_h=None)
+    rejects(lambda: mgu.summary(incomplete), "params.W_h", "an array", "None", TypeError)

@@ -408,3 +408,7 @@ HALVING = [
 @pytest.mark.parametrize(("wrong", "name", "rule", "got"), HALVING, ids=ids(HALVING))
 def test_halving(wrong, name, rule, got):
     rejects(lambda: halving(**wrong), name, rule, got)
+
+
+def test_a_folder_of_checkpoints_that_is_none():
+    rejects(lambda: mgu.Checkpoints(None), "folder", "a path", "None", TypeError)
