@@ -179,3 +179,19 @@ def test_errors_of_save(tmp_path):
     rejects(lambda: export.save(None, None, None), "path", "a path", "None", TypeError)
     rejects(lambda: export.save(tmp_path / "x.jax", None, None), "path", "'.npz'", "'.jax'", ValueError)
     rejects(lambda: export.save(tmp_path / "x.npz", params, None), "exported", "stream", "a ModelParams", TypeError)
+
+
+def test_a_full_disk_leaves_the_program_that_was_there(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    model, path = MODELS["plain"], tmp_path / "model.npz"
+    params = drawn(model)
+    exported = export.sequence(model, params, platforms=("cpu",))
+    export.save(path, exported, params)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.save(path, exported, jax.tree.map(jnp.zeros_like, params))
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
