@@ -304,7 +304,7 @@ def test_another_model_is_refused(name, tmp_path):
         assert equal(checkpoints.restore(like, 1), like)
 
 
-def test_the_error_says_whether_the_optimiser_the_validation_or_the_model_differs(tmp_path):
+def test_the_error_says_whether_the_optimiser_the_validation_or_the_model_differs(tmp_path, quick_compiler):
     recipe, other = (mgu.Recipe(mgu.Model(2, (3,), 2), optimizer=name) for name in ("adam", "sgd"))
     validation = mgu.Validation(None, (accuracy,))
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 1)
