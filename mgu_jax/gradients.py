@@ -66,7 +66,7 @@ class GradientReport:
     def __str__(self) -> str:
         one, differences = self.implementation, "finite differences"
         errors = (f"{one} vs autodiff", f"{one} vs {differences}", f"autodiff vs {differences}")
-        table: list[tuple[str, ...]] = [("array", "shape", "norm", *errors)]
+        table: list[tuple[str, ...]] = [("array", "shape", "norm of gradient", *errors)]
         for row in self.rows:
             errors = (f"{error:.1e}" for error in (row.autodiff, row.differences, row.reference))
             table.append((row.name, str(list(row.shape)), f"{row.norm:.4g}", *errors))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from mgu_jax import checks
 from mgu_jax.layer.bptt import Marks, Plan, assert_shapes, bptt, state_before
@@ -68,7 +69,7 @@ class Execution:
     save: str = "gates"
     segment: int | None = None
     precision: Precision = None
-    compute_dtype: Any = None
+    compute_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         checks.check_choice("implementation", self.implementation, (None, *IMPLEMENTATIONS))
@@ -80,13 +81,17 @@ class Execution:
                 f"save and segment must be left out with implementation {self.name!r} (only 'manual' uses them); "
                 f"got {self.save!r} and {self.segment!r}."
             )
-        object.__setattr__(self, "compute_dtype", checks.dtype_name("compute_dtype", self.compute_dtype))
-        Products(self.precision, self.compute_dtype)  # raises for an unknown precision or dtype
+        object.__setattr__(self, "compute_dtype", self.product.compute_dtype)
 
     @property
     def name(self) -> str:
         """The name of the implementation that runs."""
         return self.implementation or "manual"
+
+    @property
+    def product(self) -> Products:
+        """How rows and weights are multiplied."""
+        return Products(self.precision, checks.dtype_name("compute_dtype", self.compute_dtype))
 
     def check(self, cell: Cell) -> None:
         """Raise ValueError, with the reason, if the implementation cannot serve the cell."""
@@ -98,7 +103,7 @@ class Execution:
 
     def plan(self, cell: Cell, reverse: bool) -> Plan:
         """The static part of a run with these options."""
-        return Plan(cell, reverse, Products(self.precision, self.compute_dtype), self.save, self.segment)
+        return Plan(cell, reverse, self.product, self.save, self.segment)
 
 
 def scan(
@@ -115,7 +120,7 @@ def scan(
     save: str = "gates",
     segment: int | None = None,
     precision: Precision = None,
-    compute_dtype: Any = None,
+    compute_dtype: DTypeLike | None = None,
     key: Array | None = None,
     recurrent_dropout: Rate = 0.0,
     zoneout: Rate = 0.0,

@@ -107,6 +107,9 @@ def state_before(h: Array, h_reset: Array | None, reset: Array | None) -> Array:
     return jnp.where(reset, jnp.broadcast_to(h_reset, h.shape), h)
 
 
+# What the forward pass keeps: params, xs, h0, h_reset, marks, and one ``Saved`` for each stack of segments.
+Kept = tuple[Params, Array, Array, Array | None, Marks, list[Saved]]
+
 # jit is inside of custom_vjp, so that calls and gradients outside of any jit compile once instead of at every call.
 _compiled = partial(jax.jit, static_argnums=0)
 
@@ -131,17 +134,17 @@ def _forward_segments(
     assert_shapes(xs, h0, h_reset, marks)
     weights = prepare(params, plan.cell, marks.mask)
 
-    def forward_segment(h: Array, rows: tuple[Array, Array | None, Array | None]) -> tuple[Array, tuple[Array, Saved]]:
-        h_last, hs, gates = _forward_segment(plan, weights, h_reset, h, *rows)
+    def run_and_save(h: Array, rows: tuple[Array, Array | None, Array | None]) -> tuple[Array, tuple[Array, Saved]]:
+        h_last, hs, gates = forward_segment(plan, weights, h_reset, h, *rows)
         return h_last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
 
     stacks = _cut(plan, (xs, marks.alpha, marks.reset), h0)
-    h_last, outputs = segments.over(forward_segment, h0, stacks, plan.reverse)
+    h_last, outputs = segments.over(run_and_save, h0, stacks, plan.reverse)
     hs, saved = zip(*outputs, strict=True)
     return segments.join(list(hs), plan.reverse), h_last, list(saved)
 
 
-def _forward_segment(
+def forward_segment(
     plan: Plan,
     weights: StepWeights,
     h_reset: Array | None,
@@ -174,7 +177,7 @@ def _cut(plan: Plan, rows: Any, h0: Array) -> list[Any]:
 @_compiled
 def _forward(
     plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
-) -> tuple[tuple[Array, Array], Any]:
+) -> tuple[tuple[Array, Array], Kept]:
     save = {"gates": ("states", "gates"), "states": ("states",), "segments": ()}[plan.save]
     hs, h_last, saved = _forward_segments(plan, params, xs, h0, h_reset, marks, save)
     return (hs, h_last), (params, xs, h0, h_reset, marks, saved)
@@ -182,13 +185,15 @@ def _forward(
 
 @_compiled
 def _backward(
-    plan: Plan, residuals: Any, dhs: Array | None, dh_last: Array | None
+    plan: Plan, kept: Kept, dhs: Array | None, dh_last: Array | None
 ) -> tuple[Params, Array, Array, Array | None, None]:
     """The cotangents of params, xs, h0, h_reset and marks; dhs or dh_last is ``None`` where it is zero."""
-    params, xs, h0, h_reset, marks, saved = residuals
+    params, xs, h0, h_reset, marks, saved = kept
     weights = with_transposes(prepare(params, plan.cell, marks.mask))
 
-    def backward_step(carry: tuple[Array, Array | None], rows: Any) -> Any:
+    def backward_step(
+        carry: tuple[Array, Array | None], rows: tuple[Array | None, Array, Gates, Array | None, Array | None]
+    ) -> tuple[tuple[Array, Array | None], tuple[Array, Array]]:
         dh, dh_reset = carry
         dhs_t, h, gates, alpha, reset = rows
         dh_next = add(dhs_t, dh)  # (13)
@@ -198,11 +203,14 @@ def _backward(
             dh = jnp.where(reset, 0, dh)  # (15)
         return (dh, dh_reset), (dz_f, dz_h)
 
-    def backward_segment(carry: Any, rows: Any) -> tuple[Any, Array]:
+    def backward_segment(
+        carry: tuple[Array, Array | None, Params],
+        rows: tuple[tuple[Array, Array | None, Array | None, Array | None], Saved],
+    ) -> tuple[tuple[Array, Array | None, Params], Array]:
         dh, dh_reset, dparams = carry
         (xs, alpha, reset, dhs), (start, hs, gates) = rows
         if hs is None:
-            _, hs, gates = _forward_segment(plan, weights, h_reset, start, xs, alpha, reset)
+            _, hs, gates = forward_segment(plan, weights, h_reset, start, xs, alpha, reset)
         h = state_before(_shifted(hs, start, plan.reverse), h_reset, reset)
         if gates is None:
             _, gates = advance(weights, h, project(params, xs, None, plan.product), plan.cell, plan.product)
@@ -230,13 +238,15 @@ def _shifted(hs: Array, start: Array, reverse: bool) -> Array:
     return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[:S]  # S may be 0
 
 
-def _rule_forward(plan: Plan, *arguments: Any) -> Any:
+def _rule_forward(plan: Plan, *arguments: Any) -> tuple[tuple[Array, Array], Kept]:
     return _forward(plan, *custom_vjp_primal_tree_values(arguments))
 
 
-def _rule_backward(plan: Plan, residuals: Any, cotangents: tuple[Any, Any]) -> Any:
+def _rule_backward(
+    plan: Plan, kept: Kept, cotangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
+) -> tuple[Params, Array, Array, Array | None, None]:
     # The cotangent of an output that the loss does not use is a symbolic zero, which needs no memory.
-    return _backward(plan, residuals, *(None if isinstance(c, SymbolicZero) else c for c in cotangents))
+    return _backward(plan, kept, *(None if isinstance(c, SymbolicZero) else c for c in cotangents))
 
 
 bptt.defvjp(_rule_forward, _rule_backward, symbolic_zeros=True)

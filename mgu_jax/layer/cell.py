@@ -9,22 +9,21 @@ The paper's cell (Zhou et al. 2016, arXiv 1603.09420, equations 6a to 6c) is the
 so f = 1 overwrites the state and f = 0 keeps it. The backward pass is given dh', the cotangent of h', and follows the
 equations from the last to the first:
 
-    (4)  dz_h = dh' * f * (1 - c^2)                      through (3) and the tanh of (2)
-    (5)  dr   = dz_h U_h^T                               through (2)
-    (6)  df   = dh'*(c - h) + dr*h                       through (3), and through r
-    (7)  dz_f = f*(1 - f) * df                           through the sigmoid of (1)
-    (8)  dh   = dh'*(1 - f) + dr*f + dz_f U_f^T          through (3), r and (1)
-    (9)  dx   = dz_f W_f^T + dz_h W_h^T                  through (1) and (2)
-    (10) dW_f = x^T dz_f    dU_f = h^T dz_f    db_f = sum dz_f
-    (11) dW_h = x^T dz_h    dU_h = r^T dz_h    db_h = sum dz_h
+    (4)     dz_h = dh' * f * (1 - c^2)                     through (3) and the tanh of (2)
+    (5)     dr   = dz_h U_h^T                              through (2)
+    (6, 7)  dz_f = f*(1 - f) * [dh'*(c - h) + dr*h]        through (3) and r (6), and the sigmoid of (1) (7)
+    (8)     dh   = dh'*(1 - f) + dr*f + dz_f U_f^T         through (3), r and (1)
+    (9)     dx   = dz_f W_f^T + dz_h W_h^T                 through (1) and (2)
+    (10)    dW_f = x^T dz_f    dU_f = h^T dz_f    db_f = sum dz_f
+    (11)    dW_h = x^T dz_h    dU_h = r^T dz_h    db_h = sum dz_h
 
-The code computes (6) and (7) as one line, dz_f = f*(1 - f)*[dh'*(c - h) + dr*h], and multiplies each term by the slope
-f*(1 - f) first: where the gate is saturated the slope is 0, and the product of a cotangent and a huge h would overflow
-before the slope could remove it.
+(6), the cotangent of f in brackets, and (7) are one line because the code multiplies each term of (6) by the slope
+f*(1 - f) of the sigmoid before it multiplies by the state. Where the gate is saturated the slope is 0, and a cotangent
+times a huge h would overflow first.
 
-Only (5) and (8) need the cotangent of a later step. What acts on x (``project``) and what gives the gradients of the
-weights (``weight_gradients``) are products over any number of rows, so a loop over time needs ``advance`` and
-``retreat`` alone. The code's lines carry these numbers, and its ``dh_next`` is dh'.
+Over time, only (1) to (3) (``advance``) and (4) to (8) (``retreat``) have to run step by step. The products with x
+(``project``) and (9) to (11) (``weight_gradients``) take any number of rows at once. The code's lines carry these
+numbers, and ``dh_next`` is dh'.
 
 The relatives of the MGU (``family.py``) change single terms, each in the line where the paper's term stands. A term
 that a member lacks is ``None``, and ``add``, ``product`` and ``normalise`` pass ``None`` through. Four names are not
@@ -128,10 +127,9 @@ def advance(
     b_f, b_h, b_r = like(p.b_f, h), like(p.b_h, h), like(p.b_r, h)
     if cell.joint:
         hU_f, hU_h = jnp.split(product(seen, weights.U), 2, -1)
-    elif cell.reset == "before":
-        hU_f, hU_h = product(seen, p.U_f), None
     else:
-        hU_f, hU_h = product(seen, p.U_f), product(seen, p.U_h)
+        hU_f = product(seen, p.U_f)
+        hU_h = None if cell.reset == "before" else product(seen, p.U_h)
 
     s_f, norm_f = normalise(add(x.xW_f, hU_f), p.g_f)
     f = jax.nn.sigmoid(add(s_f, b_f))  # (1)
@@ -164,14 +162,14 @@ def retreat(
 
     dz_h = dh_next * u * slope_c  # (4)
     ds_h = normalise_backward(dz_h, p.g_h, norm_h)
-    dz_f = scaled(dh_next, alpha) * slope_f * (c - h if cell.update == "f" else h - c)  # (6), (7) through (3)
-    dseen, ds_r = None, ds_h
+    dz_f = scaled(dh_next, alpha) * slope_f * (c - h if cell.update == "f" else h - c)  # (6, 7) through (3)
+    dseen, ds_r = None, ds_h  # where nothing scales s_r, it is a term of s_h
     if cell.reset == "before":
         dr = product(ds_h, weights.U_hT)  # (5)
-        dz_f = dz_f + dr * slope_f * seen  # (6), (7) through r
+        dz_f = dz_f + dr * slope_f * seen  # (6, 7) through r
         dseen = dr * f  # (8) through r
     elif s_r is not None:
-        dz_f = dz_f + ds_h * slope_f * s_r  # (6), (7) of a reset after the product
+        dz_f = dz_f + ds_h * slope_f * s_r  # (6, 7) of a reset after the product
         ds_r = ds_h * f
     ds_f = normalise_backward(dz_f, p.g_f, norm_f)
     if cell.joint:

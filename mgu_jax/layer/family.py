@@ -1,6 +1,6 @@
 """The family of one-gate cells: ``Cell``, the specification of a member, and the named members."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mgu_jax import checks
@@ -45,6 +45,11 @@ class Cell:
         checks.check_choice("layer_norm", self.layer_norm, (False, True))
         if "h" not in self.candidate and self.reset != "none":
             raise ValueError(f"reset must be 'none' for a candidate that does not see the state; got {self.reset!r}.")
+
+    def __repr__(self) -> str:
+        """The attributes that differ from the paper's cell."""
+        changed = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Cell({', '.join(changed)})"
 
     def shapes(self, input_size: int, hidden_size: int) -> Params:
         """A ``Params`` of the shapes for D input and H hidden features, ``None`` for a term that the member lacks."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from mgu_jax import checks
 from mgu_jax.layer.family import MGU, Cell, check_cell
@@ -21,7 +21,7 @@ class Chrono:
 
     longest: int
 
-    def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         return -jnp.log(jax.random.uniform(key, shape, dtype, 1, self.longest - 1))
 
 
@@ -44,15 +44,15 @@ def _between(limit: float) -> Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def _notebook_normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _notebook_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return 0.1 * jax.random.normal(key, shape, dtype) - 0.05
 
 
-def _identity(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jnp.eye(shape[0], dtype=dtype) if len(shape) == 2 else jnp.ones(shape, dtype)
 
 
-def _orthogonal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """A matrix from JAX's orthogonal initialiser; under ``vmap``, one matrix after another.
 
     XLA's CPU backend runs two batched QR decompositions of one program at the same time, and in a pool of few threads
@@ -87,9 +87,9 @@ def init(
     cell: Cell = MGU,
     *,
     initializer: str = "orthogonal",
-    forget_bias: Any = -1.0,
-    recurrent_scale: Any = 1.0,
-    dtype: Any = jnp.float32,
+    forget_bias: float | Array | Chrono = -1.0,
+    recurrent_scale: float | Array = 1.0,
+    dtype: DTypeLike = jnp.float32,
 ) -> Params:
     """The initial ``Params`` of one layer. Biases other than b_f are zero, and gains are one.
 
@@ -136,7 +136,7 @@ def init(
         draw_U = _between(hidden_size**-0.5)
     sign = 1 if cell.update == "f" else -1
 
-    def one(name: str, key: Array, shape: Any) -> Any:
+    def one(name: str, key: Array, shape: tuple[int, ...] | None) -> Array | None:
         if shape is None:
             return None
         if name == "b_f":
@@ -151,9 +151,9 @@ def init(
     return Params(*map(one, Params._fields, keys, shapes))
 
 
-def _zeros(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _zeros(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jnp.zeros(shape, dtype)
 
 
-def _ones(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _ones(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jnp.ones(shape, dtype)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from mgu_jax.layer.params import Params, Term
 
@@ -32,12 +33,12 @@ def bernoulli_mask(key: Array, rate: Rate, shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, jnp.float32) >= jnp.asarray(rate, jnp.float32)
 
 
-def keep_probability(rate: Rate, dtype: Any) -> Array:
+def keep_probability(rate: Rate, dtype: DTypeLike) -> Array:
     """1 - rate. No gradient flows to a traced rate: sampling is not differentiable."""
     return 1 - lax.stop_gradient(jnp.asarray(rate, dtype))
 
 
-def dropout_mask(key: Array, rate: Rate, shape: tuple[int, ...], dtype: Any) -> Array:
+def dropout_mask(key: Array, rate: Rate, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """A mask of numbers, each 0 with probability ``rate`` and 1/(1 - rate) otherwise, so that the mean is 1."""
     # In half precision 1 - rate may round to zero, and 1/(1 - rate) may exceed the largest number.
     scale = 1 / keep_probability(rate, dtype if jnp.finfo(dtype).bits > 16 else jnp.float32)
@@ -46,7 +47,7 @@ def dropout_mask(key: Array, rate: Rate, shape: tuple[int, ...], dtype: Any) -> 
 
 
 def sample(
-    key: Array | None, rates: Rates, shape: tuple[int, int, int], dtype: Any
+    key: Array | None, rates: Rates, shape: tuple[int, int, int], dtype: DTypeLike
 ) -> tuple[Array | None, Array | None]:
     """The (alpha, mask) of ``Marks`` for [T, B, H] = shape; ``None`` where nothing is dropped.
 
