@@ -43,9 +43,9 @@ def check_size(name: str, value: Any, least: int = 1) -> None:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """The path of a file or folder that value names; TypeError if it is not a text or a path."""
+    """The path of a file or folder that value names; TypeError if it is not a string or a path."""
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{name} must be a text or a path; got {describe(value)}.")
+        raise TypeError(f"{name} must be a string or a path; got {describe(value)}.")
     return Path(value)
 
 

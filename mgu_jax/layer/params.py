@@ -66,11 +66,12 @@ def summary(params: Params) -> str:
         TypeError: params is not a ``Params`` of arrays.
     """
     if not isinstance(params, Params):
-        came = type(params).__name__
-        raise TypeError(f"params must be an mgu_jax.Params, such as one of a model's layers; got a {came}.")
+        raise TypeError(
+            f"params must be an mgu_jax.Params, such as one of a model's layers; got {checks.describe(params)}."
+        )
     for name, array in params._asdict().items():
         if not hasattr(array, "nbytes") and (array is not None or name == "W_h"):
-            raise TypeError(f"params.{name} must be an array; got a {type(array).__name__}.")
+            raise TypeError(f"params.{name} must be an array; got {checks.describe(array)}.")
     D, H = params.W_h.shape
     present = {name: array for name, array in params._asdict().items() if array is not None}
     rows = [(name, str(list(a.shape)), str(a.dtype), f"{a.size:,}", f"{a.nbytes:,}") for name, a in present.items()]

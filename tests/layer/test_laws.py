@@ -242,7 +242,7 @@ def stack(axis, *arrays):
 @few_pairs
 @pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 1, 1)], ids=str)
 def test_vmap_over_any_argument(x64, implementation, name, axes):
-    """Values and gradients of every member equal those of a call of its own."""
+    """Values and gradients of every member equal those of a separate call."""
     cell = laws.CELLS[name]
     members = [laws.cast(laws.case(cell, 4, (2,), seed=seed)[:3], "float64") for seed in range(3)]
     stacked = tuple(
