@@ -1,7 +1,7 @@
 """``python -m experiments NAME [--flags]`` runs an experiment; ``python -m experiments list`` names them all.
 
-Exit status: 0 when the run did what it was asked, 2 for a wrong flag or data that are not there, 130
-after Ctrl-C, 1 for anything else.
+The exit status is 0 for a run that is complete, 2 for a wrong flag or missing data, 130 after Ctrl-C, and 1 for any
+other failure.
 """
 
 import importlib
@@ -58,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         for note in getattr(stop, "__notes__", ()):  # that a checkpoint could not be saved
             print(f"error: {note}", file=sys.stderr)
-        print("stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        print("stopped; the same command with --resume continues from the last checkpoint.", file=sys.stderr)
         return 130
-    except (ImportError, NotFinite, Diverged, OSError) as error:  # no extra, a run that failed, a full disk
+    except (ImportError, NotFinite, Diverged, OSError) as error:  # a missing extra, a failed run, a full disk
         for text in (error, *getattr(error, "__notes__", ())):
             print(f"error: {text}", file=sys.stderr)
         return 1

@@ -188,7 +188,7 @@ def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
         other = "no other checkpoint can be restored"
         if damage.whole is not None:
             bad = checkpoints.path(damage.step)
-            other = f"that of step {damage.whole} is whole, and --resume goes on from it once {bad} is removed"
+            other = f"that of step {damage.whole} is whole, and --resume continues from it once {bad} is removed"
         raise BadRequest(f"{damage.what}; {other}.") from damage
 
 

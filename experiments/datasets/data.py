@@ -29,12 +29,12 @@ _DIGITS = [
 
 
 def digits() -> DataSet:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, a quarter of each class held out.
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; a quarter of each class is the test.
 
     xs [N, 8, 8] in [0, 1], row by row; targets [N] in 0..9. The split is the same in every run.
 
     Raises:
-        BadRequest: they are not those that were published.
+        BadRequest: they differ from those that were published.
     """
     datasets = require("sklearn.datasets", "experiments")
     selection = require("sklearn.model_selection", "experiments")
@@ -76,7 +76,7 @@ def mnist(data_dir: Path | None, download: bool = False) -> DataSet:
     xs [N, 28, 28] in [0, 1]; targets [N] in 0..9.
 
     Raises:
-        BadRequest: a file is missing or is not the published one.
+        BadRequest: a file is missing or differs from the published one.
     """
     found = [find(file, HOW_MNIST, data_dir, download) for file in MNIST]
 
@@ -112,7 +112,7 @@ def vowels(data_dir: Path | None, download: bool = False) -> DataSet:
     lengths [N].
 
     Raises:
-        BadRequest: a file is missing or is not the published one.
+        BadRequest: a file is missing or differs from the published one.
     """
     train, test = (_series(find(file, HOW_VOWELS, data_dir, download).content.decode()) for file in VOWELS)
     steps = np.arange(train.xs.shape[1])[None] < train.lengths[:, None]
@@ -126,7 +126,7 @@ def vowels(data_dir: Path | None, download: bool = False) -> DataSet:
 
 
 def _series(content: str, longest: int = 29) -> Data:
-    """A file of the archive: a line a sample, colons between its channels and its class, commas between numbers."""
+    """The samples of a file of the archive: one per line, channels and class separated by colons, numbers by commas."""
     lines = content[content.index("@data") :].split("\n")[1:]
     rows = [line.split(":") for line in lines if line.strip()]
     samples = [np.array([channel.split(",") for channel in row[:-1]], np.float32).T for row in rows]
@@ -154,7 +154,7 @@ class Config(Places):
     """The flags of data."""
 
     sets: tuple[str, ...] = tuple(SETS)
-    """Names of the sets to look for; all if not given."""
+    """Names of the sets to look for; all by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,7 +164,7 @@ class Config(Places):
 
 
 def where(name: str, look: Callable[[Published, str], Found]) -> str:
-    """A phrase that says where a set is. Raises BadRequest where it is not."""
+    """A phrase that says where a set was found. Raises BadRequest if it was not."""
     _, files, how = SETS[name]
     if not files:
         digits()
@@ -174,7 +174,7 @@ def where(name: str, look: Callable[[Published, str], Found]) -> str:
 
 
 def main(config: Config) -> None:
-    """Look for the sets and print the list."""
+    """Look for the sets and print a list."""
     missing = 0
     for name in config.sets:
         try:

@@ -1,4 +1,4 @@
-"""Fetching one file: into a draft that a later call goes on with, checked as a whole before it gets its name."""
+"""Fetching one file: into a draft that a later call can continue, verified as a whole before it gets its name."""
 
 import errno
 import http.client
@@ -13,31 +13,31 @@ from experiments.run import BadRequest
 
 
 def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 30.0) -> None:
-    """Download url to path, or go on with the draft beside it that an earlier call left.
+    """Download ``url`` to ``path``, or continue the draft that an earlier call left beside it.
 
     Args:
         url: the address.
-        path: where the file goes, once it is whole and good; until then it is path with ".part" at its end.
-        good: whether these bytes are the file; if not, nothing stays.
+        path: of the file once it is whole and verified; until then ".part" is appended.
+        good: whether some bytes are the file; if they are not, they are deleted.
         timeout: seconds without a byte after which the address counts as not reached.
 
     Raises:
-        BadRequest: the address cannot be reached, gave up on the way, or holds something else; or a full disk.
+        BadRequest: the address cannot be reached, stopped sending, or holds another file; or the disk is full.
     """
     draft = path.with_name(path.name + ".part")
     had = draft.stat().st_size if draft.exists() else 0
     ask = urllib.request.Request(url, headers={"Range": f"bytes={had}-"} if had else {})
-    print(f"{'going on with' if had else 'fetching'} {url}", flush=True)
+    print(f"{'continuing' if had else 'fetching'} {url}", flush=True)
     try:
         with urllib.request.urlopen(ask, timeout=timeout) as answer:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("ab" if answer.status == 206 else "wb") as file:  # 200: all of it, from the beginning
+            with draft.open("ab" if answer.status == 206 else "wb") as file:  # 200: the whole file, from its beginning
                 shutil.copyfileobj(answer, file)
             wanted, came = answer.headers.get("Content-Length"), draft.stat().st_size
             if wanted is not None and came < int(wanted) + (had if answer.status == 206 else 0):
                 raise http.client.IncompleteRead(b"")
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the draft holds all of it already
+        if error.code != 416:  # the draft already holds the whole file
             raise BadRequest(f"--download got status {error.code} from {url}; nothing was written.") from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):

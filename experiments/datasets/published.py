@@ -1,9 +1,9 @@
-"""Published files: where they are looked for, that they are what was published, and how they are fetched.
+"""Published files: where they are searched, how they are verified, and how they are fetched.
 
-A file is looked for in ``--data-dir``, in the folder that MGU_JAX_DATA names, in a cache folder, and in what is
-installed, in this order, packed or not, alone or in its archive. The first that bears its name decides: one that is not
-what was published is named as damaged and never passed over. Checked is the unpacked content, since the same content
-may have been packed anew.
+A file is searched in ``--data-dir``, in the folder that MGU_JAX_DATA names, in a cache folder, and in installed
+packages, in this order, packed or not, alone or in its archive. The first file with the right name is used. If its
+content differs from the published one, it is named as damaged and never skipped. The unpacked content is verified,
+since the same content may have been packed again.
 """
 
 import gzip
@@ -27,16 +27,16 @@ from experiments.run import BadRequest
 
 @dataclass(frozen=True)
 class Published:
-    """A file with a content that is known.
+    """A file whose content is known.
 
     Attributes:
         name: of the unpacked file.
-        size: its bytes.
-        digest: its sha256; the md5 where that is what its makers published.
-        holders: names of files that hold it, besides name itself: packed, or archives in which it has this name.
+        size: of its content in bytes.
+        digest: sha256 of its content, or the md5 if its authors published that.
+        holders: names of other files that hold it: a packed file, or an archive in which it has this name.
         url: the official address of a file that holds it.
-        saved_as: what that is called on disk; one of the holders, or name.
-        installed: files that packages bring, "module/path" or an absolute path.
+        saved_as: the name of the downloaded file; one of the holders, or ``name``.
+        installed: files in installed packages that hold it, "module/path" or an absolute path.
         printed_by: a command that prints it.
         otherwise: another file with the same data.
     """
@@ -53,7 +53,7 @@ class Published:
 
 
 class Found(NamedTuple):
-    """What a published file holds, and where that was."""
+    """The content of a published file, and where it was found."""
 
     file: Published
     content: bytes
@@ -61,37 +61,37 @@ class Found(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """A set in its parts, each ``Data`` or a ``Stream``, and where it came from."""
+    """The parts of a data set, each ``Data`` or a ``Stream``, and its sources."""
 
     train: Any
     test: Any
     sources: dict[str, str]  # name of a file -> digest of its content, as in Published
     valid: Any = None
-    symbols: tuple[str, ...] = ()  # of a text: what the tokens 0, 1, ... stand for
+    symbols: tuple[str, ...] = ()  # of a text: the words or characters of the tokens 0, 1, ...
 
 
 def cache() -> Path:
-    """The folder that downloads go to."""
+    """The folder for downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mgu_jax"
 
 
 def folders(data_dir: Path | None) -> list[Path]:
-    """Where files are looked for, the first first."""
+    """The folders to search, in their order."""
     named = [data_dir, os.environ.get("MGU_JAX_DATA"), cache()]
     return list(dict.fromkeys(Path(folder) for folder in named if folder))
 
 
 def find(file: Published, how: str, data_dir: Path | None, download: bool = False) -> Found:
-    """The file, checked.
+    """The verified content of a file.
 
     Args:
         file: which.
-        how: a clause that says how to get it, for errors.
-        data_dir: the folder to look into first.
-        download: fetch it into the cache folder where it is nowhere.
+        how: a clause for errors that says how to get it.
+        data_dir: the folder to search first.
+        download: fetch it into the cache folder if it is not found.
 
     Raises:
-        BadRequest: it is nowhere, is not what was published, or cannot be fetched.
+        BadRequest: it is not found, differs from the published file, or cannot be fetched.
     """
     where: Published | None = file
     while where is not None:
@@ -118,7 +118,7 @@ def _look(file: Published, how: str, data_dir: Path | None) -> Found | None:
             return Found(file, content, str(path))
     if file.printed_by and shutil.which(file.printed_by[0]):
         done = subprocess.run(file.printed_by, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        if is_published(done.stdout, file):  # another program may have the name
+        if is_published(done.stdout, file):  # another program may have the same name
             return Found(file, done.stdout, " ".join(file.printed_by))
     return None
 
@@ -149,13 +149,13 @@ def _download(file: Published, how: str) -> Found:
 
 
 def is_published(content: bytes, file: Published) -> bool:
-    """Whether size and digest are the published ones."""
+    """Whether size and digest of a content are the published ones."""
     kind = "md5" if len(file.digest) == 32 else "sha256"
     return len(content) == file.size and hashlib.new(kind, content).hexdigest() == file.digest
 
 
 def unpacked(packed: bytes, holder: str, name: str) -> bytes:
-    """The file of this name, out of the bytes of one that holds it; nothing where it is damaged or not in there."""
+    """The content of the file ``name``, taken from a packed one; empty if that is damaged or does not hold it."""
     try:
         if holder == name:
             return packed
@@ -172,5 +172,5 @@ def unpacked(packed: bytes, holder: str, name: str) -> bytes:
         return {".gz": gzip.decompress, ".xz": lzma.decompress}[Path(holder).suffix](packed)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
         return b""
-    except (RuntimeError, ValueError):  # a zip that asks for a password, a later version, or a place that is none
+    except (RuntimeError, ValueError):  # a zip with a password, of a later version, or with a wrong offset
         return b""

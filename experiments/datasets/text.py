@@ -1,11 +1,11 @@
-"""Texts as tokens: a novel's words or a play's characters as a stream, and reviews as samples.
+"""Texts as tokens: words or characters of one text as a stream, and reviews as samples.
 
-ptb           words of the Wall Street Journal, Mikolov's split: lower case, 10,000 types, an end after every line
-kjv           the King James Bible: words in lower case and marks, the 9,998 most frequent types of the first nine
-              tenths, an end after every verse; nine tenths to train on, a twentieth to validate and to test
-shakespeare   characters, as they are; the same split
+ptb           words of the Wall Street Journal in Mikolov's split: lower case, 10,000 types, an end token per line
+kjv           the King James Bible: words in lower case and punctuation, the 9,998 most frequent types of the first nine
+              tenths, an end token per verse; nine tenths for training, a twentieth each for validation and test
+shakespeare   characters, unchanged; the same split
 imdb          reviews: words in lower case and the marks ! and ?, the 19,998 most frequent types of the training set;
-              the last 400 tokens of each; a tenth of the training reviews held out to validate
+              the last 400 tokens of each; a tenth of the training reviews for validation
 """
 
 import collections
@@ -87,12 +87,12 @@ HOW_IMDB = (
 
 
 def _stream(tokens: np.ndarray) -> Stream:
-    """Every token is to be followed by the next."""
+    """A stream in which the target of every token is the next one."""
     return Stream(tokens[:-1], tokens[1:])
 
 
 def _types(tokens: Iterable[str], most: int) -> list[str]:
-    """The most frequent types; of equally frequent ones the first in the alphabet."""
+    """The most frequent types; equally frequent ones in alphabetical order."""
     counts = collections.Counter(tokens)
     return sorted(counts, key=lambda token: (-counts[token], token))[:most]
 
@@ -104,7 +104,7 @@ def _numbers(tokens: list[str], symbols: tuple[str, ...]) -> np.ndarray:
 
 
 def _cut(tokens: list[str], symbols: tuple[str, ...], sources: dict[str, str]) -> DataSet:
-    """Nine tenths, a twentieth and a twentieth, one after the other."""
+    """Nine tenths for training, the next twentieth for validation, the last for the test."""
     numbers = _numbers(tokens, symbols)
     train, valid, test = np.split(numbers, [len(numbers) * 18 // 20, len(numbers) * 19 // 20])
     return DataSet(_stream(train), _stream(test), sources, _stream(valid), symbols)
@@ -120,7 +120,7 @@ def ptb(data_dir: Path | None, download: bool = False) -> DataSet:
 
 
 def verses(content: str) -> list[str]:
-    """Words and marks of lines that begin with the place of a verse, which is left out; an end after each."""
+    """The words and punctuation of lines, without the place of the verse at their start; an end token after each."""
     lines = [line.partition(" ")[2].lower() for line in content.splitlines()]
     return [token for line in lines for token in (*re.findall(r"[a-z]+(?:['-][a-z]+)*|[^\sa-z]", line), END)]
 
@@ -140,12 +140,12 @@ def shakespeare(data_dir: Path | None, download: bool = False) -> DataSet:
 
 
 def words(review: str) -> list[str]:
-    """Lower case, with their apostrophes, and the marks ! and ?."""
+    """The words of a review in lower case, with their apostrophes, and the marks ! and ?."""
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)*|[!?]", review.lower().replace("<br />", " "))
 
 
 def _reviews(found: Found) -> list[tuple[str, int, int, str]]:
-    """(part, number, whether positive, text), in an order of their own, positive and negative by turns."""
+    """(part, number, 1 if positive, text) of every review, sorted, so that positive and negative ones alternate."""
     if found.file is not _ACL_IMDB:
         rows = map(json.loads, found.content.splitlines())
         return sorted((row["split"], row["id"], row["label"], row["text"]) for row in rows)
@@ -161,7 +161,7 @@ def _reviews(found: Found) -> list[tuple[str, int, int, str]]:
 def imdb(data_dir: Path | None, download: bool = False, longest: int = 400, types: int = 20_000) -> DataSet:
     """IMDB's reviews, 22,500 + 2,500 + 25,000: xs [N, longest] tokens, targets [N] 1 if positive, lengths [N].
 
-    Token 0 is padding, 1 an unknown word. The reviews held out are the last tenth by number, half of them positive.
+    Token 0 is padding, 1 an unknown word. The validation reviews are the last tenth by number, half of them positive.
     Raises BadRequest as ``find`` does.
     """
     found = find(IMDB[0], HOW_IMDB, data_dir, download)

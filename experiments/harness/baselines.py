@@ -1,12 +1,11 @@
-"""GRU, LSTM and MGU as Flax has them, behind the ``Model`` that our own cells stand behind: the same training code.
+"""Flax's GRU, LSTM and MGU with the four functions of ``mgu_jax.Model``, so that the same code trains them.
 
-The cells are ``flax.linen``'s, run by ``flax.linen.RNN``, with Flax's own initial values, and differentiated by JAX.
-What stands around them is as in ``mgu_jax.Model``: the embedding, the readout of the last valid step, of all or of
-their mean, and dropout on what the layer hands on.
+The cells are those of ``flax.linen``, run by ``flax.linen.RNN``, with Flax's initial values, and JAX differentiates
+them. Embedding, readout and dropout are as in ``mgu_jax.Model``.
 
-Only the forget bias is not Flax's. It means the same for all cells: the gate that keeps the state is opened by as much
-as an MGU's gate is closed by ``forget_bias``. The default -1 of the paper's sign is +1 for the bias of Flax's z (GRU),
-f (LSTM) and f (MGU). Chrono initialisation gives an LSTM's input gate the negative, as its authors do.
+Only the forget bias is not Flax's. A given forget bias opens the state-keeping gate equally far in every cell: the
+default -1 in the paper's sign becomes a bias of +1 for Flax's z (GRU), f (LSTM) and f (MGU). Chrono initialisation
+gives an LSTM's input gate the negative, as its authors do.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from mgu_jax.extras import require
 from mgu_jax.layer.initial import Chrono
 from mgu_jax.layer.noise import dropout_mask, is_off
 
-# Name -> (class of flax.linen, the bias that keeps, the bias of an input gate beside it).
+# Name -> (class of flax.linen, gate whose bias keeps the state, input gate beside it).
 CELLS = {
     "gru": ("GRUCell", "iz", None),
     "lstm": ("OptimizedLSTMCell", "hf", "hi"),
@@ -31,7 +30,7 @@ CELLS = {
 
 
 class Baseline(NamedTuple):
-    """The functions of a model, as ``mgu_jax.Model`` has them."""
+    """A model: the functions that ``mgu_jax.Model`` has as methods."""
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
@@ -58,7 +57,7 @@ def baseline(
     embedding_size: int | None = None,
     dropout: float = 0.0,
 ) -> Baseline:
-    """One layer of Flax's with a linear readout.
+    """A model of one Flax layer with a linear readout. It takes no resets, and dropout is its only noise.
 
     Args:
         name: "gru", "lstm" or "linen-mgu".
@@ -67,12 +66,9 @@ def baseline(
         output_size: K.
         readout, embedding_size, dropout: as ``mgu_jax.Model`` takes them.
 
-    Returns:
-        The functions of a model, as those of ``mgu_jax.Model``, but without resets, and with dropout as the only noise.
-
     Raises:
         ImportError: Flax is not installed.
-        ValueError: an unknown name; from apply, a rate that is not a baseline's, or training with dropout and no key.
+        ValueError: an unknown name; from apply, another rate of noise, or training with dropout and without a key.
     """
     checks.check_choice("name", name, tuple(CELLS))
     checks.check_choice("readout", readout, ("all", "last", "mean"))
@@ -126,7 +122,7 @@ def baseline(
         if key is not None and training is not False and not is_off(rate):
             mask = dropout_mask(
                 key, rate, (len(hs) + 1, *hs.shape[1:]), hs.dtype
-            )  # the end has a row of its own, as in ours
+            )  # the last row is for the end, as in mgu.Model
             hs, end = hs * mask[:-1], end * mask[-1]
         rows = end if readout == "last" else hs
         if readout == "mean":

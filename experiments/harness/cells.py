@@ -1,9 +1,10 @@
-"""The cells that experiments compare, by the names of ``--cell``, each as a model of one layer; and their sizes."""
+"""The cells that experiments compare, by their names in ``--cell``: models of one layer, and their parameter counts."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+from jax import Array
 
 import mgu_jax as mgu
 from experiments.harness import baselines
@@ -20,7 +21,7 @@ FAMILY = {
     "diagonal-mgu": mgu.DIAGONAL_MGU,
     "min-gru": mgu.MIN_GRU,
 }
-# Ours, then Flax's own.
+# Our cells, then Flax's.
 CellName = Literal[
     "mgu",
     "mgu1",
@@ -39,16 +40,22 @@ CellName = Literal[
 
 @dataclass(frozen=True)
 class WithChrono:
-    """A model whose ``init`` draws its forget biases by chrono initialisation, whatever number it is given."""
+    """A model whose forget biases come from chrono initialisation; ``init`` ignores the number that it is given."""
 
     model: Any
     chrono: Chrono
 
-    def init(self, key: Any, *, forget_bias: Any = None, initial_scale: Any = 1.0) -> Any:
+    def init(self, key: Array, *, forget_bias: Any = None, initial_scale: Any = 1.0) -> Any:
         return self.model.init(key, forget_bias=self.chrono, initial_scale=initial_scale)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    def apply(self, params: Any, xs: Any, **options: Any) -> Any:
+        return self.model.apply(params, xs, **options)
+
+    def step(self, params: Any, x: Any, state: Any = None) -> Any:
+        return self.model.step(params, x, state)
+
+    def start(self, params: Any, batch: tuple[int, ...] = ()) -> Any:
+        return self.model.start(params, batch)
 
 
 def build(
@@ -58,13 +65,13 @@ def build(
 
     Args:
         name: one of ``CellName``.
-        input_size, hidden_size, output_size: D or the number of tokens, H, K.
-        chrono: forget biases for memories of many lengths, in place of the number that ``init`` gets.
-        options: ``readout``, ``embedding_size`` and ``dropout``, as ``mgu_jax.Model`` takes them; and those that only
-            ``mgu_jax.Model`` takes, for our own cells.
+        input_size, hidden_size, output_size: D or the number of different tokens, H, K.
+        chrono: replaces the forget bias that ``init`` is given.
+        options: ``readout``, ``embedding_size`` and ``dropout``, as ``mgu_jax.Model`` takes them; for our own cells
+            also its other options.
 
     Raises:
-        ValueError: chrono for a cell without a forget bias, or what the model does not take.
+        ValueError: chrono for a cell without a forget bias, or an option that the model does not take.
     """
     if name in FAMILY:
         model: Any = mgu.Model(input_size, (hidden_size,), output_size, FAMILY[name], **options)
@@ -82,19 +89,19 @@ def has_forget_bias(name: str) -> bool:
 
 
 def counts(model: Any) -> dict[str, int]:
-    """How many parameters a model has: all of them, and those of the recurrent layer alone."""
+    """The number of parameters of a model ("all") and of its recurrent layer ("recurrent")."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     layer = params.cell if isinstance(params, baselines.BaselineParams) else params.layers
     return {"all": mgu.count(params), "recurrent": mgu.count(layer)}
 
 
 def width_of(name: str, parameters: int, *sizes: int, **options: Any) -> int:
-    """The H at which the layer of a model of this cell has as many parameters as asked for, or as near as can be.
+    """The H at which the layer of a model with this cell comes nearest to a number of parameters.
 
     Args:
         name: of the cell.
-        parameters: how many.
-        sizes, options: input_size and output_size of the model, and as ``build`` takes them.
+        parameters: the number.
+        sizes, options: input_size and output_size of the model, and its options, as ``build`` takes them.
     """
     input_size, output_size = sizes
 

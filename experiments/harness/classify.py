@@ -1,4 +1,4 @@
-"""Training a classifier of sequences, with plots and a table; digits, MNIST, reviews and vowels share it."""
+"""Training a classifier of sequences, with pictures and a table: for digits, MNIST, reviews and vowels."""
 
 from typing import Any
 
@@ -11,32 +11,32 @@ from experiments.harness.measures import ACCURACY
 from mgu_jax.training.data import Data
 
 
-def steps_of(config: Training, train: Data, quick: tuple[int, int], chunks: int = 1) -> dict[str, Any]:
-    """``steps`` and ``steps_per_call`` for ``learn``: whole epochs, or what --steps or --quick say.
+def steps_of(config: Training, train: Data, quick: tuple[int, int], calls: int = 1) -> dict[str, Any]:
+    """``steps`` and ``steps_per_call`` for ``learn``: whole epochs, unless --steps or --quick ask for others.
 
     Args:
-        config: the experiment's.
-        train: its samples.
-        quick: both, for --quick.
-        chunks: in an epoch.
+        config: the flags.
+        train: the samples.
+        quick: both numbers for --quick.
+        calls: of the compiled loop per epoch.
     """
     epoch = max(1, len(train.xs) // config.batch_size)
-    chunk = quick[1] if config.quick else max(1, epoch // chunks)
-    return {"steps": config.steps or (quick[0] if config.quick else config.epochs * epoch), "steps_per_call": chunk}
+    per_call = quick[1] if config.quick else max(1, epoch // calls)
+    return {"steps": config.steps or (quick[0] if config.quick else config.epochs * epoch), "steps_per_call": per_call}
 
 
 def classify(
     name: str, config: Training, data: DataSet, *, readout: str = "last", images: bool = False, **options: Any
 ) -> None:
-    """Train one layer with a readout, and leave everything that a run writes.
+    """Train one layer with a readout, and write all files of the run.
 
     Args:
-        name, config: the experiment's.
-        data: its data set; of tokens where it has symbols.
+        name, config: name and flags of the experiment.
+        data: the data set; its samples are tokens if it has symbols.
         readout: of the model.
-        images: whether samples are images by rows, of which some are shown with the gates over them.
-        options: ``steps`` and ``steps_per_call``, and what else ``learn`` takes; ``embedding_size`` of tokens;
-            ``evaluated_at_once`` samples.
+        images: whether samples are images by rows; some are then shown with the activity of the gate.
+        options: ``steps``, ``steps_per_call`` and others of ``learn``; ``embedding_size`` of tokens;
+            ``evaluated_at_once``, the number of samples.
     """
     inside: dict[str, Any] = {"readout": readout}
     if data.symbols:

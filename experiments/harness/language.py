@@ -1,7 +1,7 @@
-"""Language models: the next token of a stream, by truncated BPTT with the state carried from window to window.
+"""Language models predict the next token of a stream. Training is truncated BPTT with the state carried along.
 
 The validation part chooses the parameters. The test part is read from its beginning to its end as one sequence, in
-windows of equal length that leave out two tokens at most.
+windows of equal length that leave out at most two tokens.
 """
 
 import mgu_jax as mgu
@@ -17,12 +17,12 @@ def learn_language(
     """Train on a text.
 
     Args:
-        name, config: the experiment's.
-        data: its streams.
+        name, config: name and flags of the experiment.
+        data: the streams.
         measure: what is reported.
-        window: T, the tokens that a gradient goes through.
+        window: T, the number of tokens that a gradient flows through.
         embedding_size: features of a token.
-        quick: steps of --quick, in two chunks; its parts are cut short as well.
+        quick: steps of --quick, in two calls of the compiled loop; the streams are cut short as well.
     """
     if config.quick:
         train, valid, test = (
@@ -44,5 +44,5 @@ def learn_language(
         options=(("readout", "all"), ("embedding_size", embedding_size)),
     )
     steps = config.steps or (quick if config.quick else config.epochs * epoch)
-    chunk = max(1, quick // 2 if config.quick else epoch // 4)
-    return learn(name, config, task, steps=steps, steps_per_call=chunk, every=1 if config.quick else 4)
+    per_call = max(1, quick // 2 if config.quick else epoch // 4)
+    return learn(name, config, task, steps=steps, steps_per_call=per_call, every=1 if config.quick else 4)

@@ -31,34 +31,34 @@ class Training(Common):
     """The flags of every experiment that trains: AdamW, clipped, its rate decaying to zero along a cosine."""
 
     cell: cells.CellName = "mgu"
-    """The recurrent cell: ours, or Flax's gru, lstm and linen-mgu."""
+    """The recurrent cell: one of ours, or Flax's gru, lstm and linen-mgu."""
     seeds: int = 1
-    """Runs with the seeds from --seed on, in one program."""
+    """Number of runs, with the seeds --seed, --seed + 1, ..., in one program."""
     hidden_size: int = 100
     """H, the width of the layer."""
     match: cells.CellName | None = None
-    """Take the H at which the layer has as many parameters as one of this cell has at --hidden-size."""
+    """Choose H so that the layer has as many parameters as one of this cell with --hidden-size."""
     batch_size: int = 100
-    """Samples in an optimiser step."""
+    """Samples per optimiser step."""
     learning_rate: float = 3e-3
-    """At the start."""
+    """Learning rate at the start."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    """Decoupled, of all parameters."""
+    """Decoupled weight decay of all parameters."""
     dropout: Annotated[float, between(0, 1)] = 0.0
-    """On what the layer hands on."""
+    """Rate of dropout on the output of the layer."""
     forget_bias: Annotated[float | Literal["chrono"], Bound("a number or chrono", math.isfinite)] = -1.0
-    """At the start, in the paper's sign: negative remembers; or chrono, each unit its own, for the length at hand. MGU2
-    has none, and leaves it."""
+    """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
+    up to the length of the sequences. MGU2 has none and ignores it."""
     initializer: Literal["orthogonal", "lecun", "glorot", "uniform"] | None = None
-    """Of the weights of our own cells, as mgu_jax.init knows them; orthogonal if not given. Flax's have lecun."""
+    """Initial weights of our own cells, as in mgu_jax.init; orthogonal by default. Flax's cells have lecun."""
     epochs: int = 1
-    """Passes over the training set; --steps, if given, decides instead."""
+    """Passes over the training set, unless --steps is given."""
     implementation: Literal["manual", "autodiff"] | None = None
-    """Whose gradient trains our own cells: the one written by hand or JAX's; as mgu_jax.scan chooses if not given."""
+    """Gradient of our own cells: the hand-written one or JAX's; mgu_jax.scan chooses by default."""
     at_once: int | None = None
-    """Seeds under one vmap, the others after them in the same program; one on a CPU, all elsewhere if not given."""
+    """Number of seeds computed together under vmap; by default one on a CPU, and all on other devices."""
     devices: int | None = None
-    """Split the seeds over so many devices, or cores of a CPU; two if not given, where they divide the seeds."""
+    """Number of devices, or cores of a CPU, to split the seeds over; by default two if that divides the seeds."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def learn(
         resumed_from = int(state.step)
         run.rewind(resumed_from)
         if resumed_from:
-            print(f"going on from step {resumed_from} of {steps}.")
+            print(f"continuing from step {resumed_from} of {steps}.")
         began, before = time.perf_counter(), run.seconds(resumed_from)
 
         def on_call(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:

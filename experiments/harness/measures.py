@@ -1,4 +1,4 @@
-"""What is reported of a model: figures of each seed, their mean and their spread."""
+"""What is reported of a model: a score for each seed, their mean and their standard deviation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from mgu_jax.training.losses import Loss, accuracy, cross_entropy, squared_error
 
 
 class Measure(NamedTuple):
-    """What is reported of a model."""
+    """A score of a model."""
 
     name: str
-    metric: Loss  # its mean over a set
-    figure: Callable[[Any], Any]  # what is made of the mean
+    metric: Loss  # its mean over a data set is taken
+    figure: Callable[[Any], Any]  # the score that follows from the mean
     higher_is_better: bool
-    shown: str  # a format
+    shown: str  # the format of the score
     label: str  # of an axis
 
 
@@ -28,14 +28,14 @@ ERROR = Measure("squared_error", squared_error, lambda error: error, False, "{:.
 
 
 def spread(name: str, values: Any, frozen: np.ndarray) -> dict[str, Any]:
-    """The mean over the seeds that live, and the value of each; None of a frozen one, as JSON knows no NaN."""
+    """The mean over the seeds that are not frozen, and the value of each seed, None for a frozen one."""
     values = np.asarray(values, np.float64)
     each = [None if stopped else value for stopped, value in zip(frozen, values.tolist(), strict=True)]
     return {name: float(values[~frozen].mean()), f"{name}_per_seed": each}
 
 
 def table(measure: Measure, result: dict[str, Any]) -> str:
-    """The figures at the end of a run."""
+    """The table that is printed at the end of a run."""
     counts, seeds, frozen = result["recurrent_parameters"], len(result["seeds"]), len(result["frozen"])
     score = measure.shown.format(result[measure.name])
     if result[f"{measure.name}_std"] is not None:

@@ -35,7 +35,7 @@ def save(figure: Any, path: Path, description: str | None = None) -> None:
 
 
 def _over_steps(axes: Any, rows: list[dict[str, Any]], name: str, factor: float, **look: Any) -> None:
-    """The mean over the seeds by step, and the range between the seeds where there are several."""
+    """The mean over the seeds by step, and the range of the seeds if there are several."""
     steps = [row["step"] for row in rows]
     axes.plot(steps, factor * np.array([row[name] for row in rows], float), marker=".", **look)  # None is NaN
     each = factor * np.array([row[f"{name}_per_seed"] for row in rows], float)
@@ -49,7 +49,7 @@ def _factor(measure: Any) -> int:
 
 
 def _scale(axes: Any, measure: Any, of: str, split: str = "test") -> None:
-    """Label and scale of the axis "x" or "y" that shows a measure, times its factor."""
+    """Set label and scale of the axis "x" or "y" that shows a measure."""
     percent = " (%)" if measure.name == "accuracy" else ""
     scale = "log" if measure.name == "squared_error" else "linear"
     axes.set(**{f"{of}label": f"{split} {measure.label}{percent}", f"{of}scale": scale})
@@ -57,7 +57,7 @@ def _scale(axes: Any, measure: Any, of: str, split: str = "test") -> None:
 
 
 def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measure: Any) -> None:
-    """Loss, and a ``Measure`` of what was watched, over the optimiser's steps, from the lines of metrics.jsonl."""
+    """The loss, and the score that was measured during training, over the optimiser's steps (metrics.jsonl)."""
     figure, (left, right) = figure_of(1, 2, figsize=(WIDTH, 2.7))
     watched = [row for row in metrics if row["split"] != "train"]
     split = watched[-1]["split"] if watched else "test"
@@ -76,7 +76,7 @@ def learning_curve(path: Path, metrics: list[dict[str, Any]], title: str, measur
     save(figure, path)
 
 
-# The same cell in the same colour and mark everywhere: (colour, mark).
+# The colour and mark of a cell, the same in all pictures.
 CELLS = {
     "mgu": (ORANGE, "o"),
     "gru": (BLUE, "s"),
@@ -169,7 +169,7 @@ def digest_in(path: Path) -> str | None:
 
 
 def sentence_and_gates(path: Path, gates: np.ndarray, symbols: list[str]) -> None:
-    """How much each unit overwrites while a sentence is read, gates [T, H], and the mean over the units above it."""
+    """How much each unit overwrites while a sentence is read, gates [T, H]; above it the mean over the units."""
     order = gates.mean(0).argsort()
     figure, (top, bottom) = figure_of(2, 1, figsize=(WIDTH, 3.4), height_ratios=(1, 2.5), sharex=True)
     top.bar(range(len(symbols)), gates.mean(1), color=ORANGE)
@@ -185,7 +185,7 @@ def sentence_and_gates(path: Path, gates: np.ndarray, symbols: list[str]) -> Non
 
 
 def loss_per_time_step(path: Path, curves: dict[int, np.ndarray]) -> None:
-    """The loss of every time step, one line an iteration (iteration -> [T])."""
+    """The loss of every time step, one line per iteration (iteration -> [T])."""
     figure, axes = figure_of(figsize=(WIDTH / 2, 2.5))
     for (iteration, curve), colour in zip(curves.items(), (ORANGE, BLUE), strict=False):
         axes.plot(range(1, len(curve) + 1), curve, color=colour, marker=".", label=f"iteration {iteration}")
@@ -196,7 +196,7 @@ def loss_per_time_step(path: Path, curves: dict[int, np.ndarray]) -> None:
 
 
 def gate_activity(params: mgu.Params, xs: Any, cell: mgu.Cell = mgu.MGU) -> np.ndarray:
-    """How much every step overwrites the state, [T, ..., H]: f, or 1 - f of a cell with Flax's sign."""
+    """How much every step overwrites the state, [T, ..., H]: f, or 1 - f for a cell with Flax's sign."""
     h0 = jax.numpy.zeros((*xs.shape[1:-1], params.b_h.shape[0]), params.W_h.dtype)
 
     def body(h: Any, x: Any) -> Any:
@@ -210,9 +210,9 @@ def gate_activity(params: mgu.Params, xs: Any, cell: mgu.Cell = mgu.MGU) -> np.n
 def digits_and_gates(
     path: Path, model: mgu.Model, params: mgu.ModelParams, data: mgu.Data, cell: mgu.Cell = mgu.MGU, count: int = 6
 ) -> None:
-    """Some digits beside the model's prediction and its forget gate, row of pixels by row of pixels.
+    """Some digits with their predictions, and below them the forget gate while their rows of pixels are read.
 
-    The last two are wrong predictions, where there are any. Units are sorted by how open their gate is on average.
+    The last two predictions are wrong, if there are such. Units are sorted by the mean of their gate.
     """
     xs = np.asarray(data.xs[:1000])
     logits = np.asarray(jax.jit(model.apply)(params, xs.swapaxes(0, 1)))
@@ -243,7 +243,7 @@ def digits_and_gates(
 
 
 def surface(path: Path, scores: np.ndarray, rates: np.ndarray, biases: np.ndarray) -> None:
-    """Accuracy over learning rate and forget bias, scores [rates, biases, seeds]: mean and range."""
+    """Accuracy by learning rate and forget bias, scores [rates, biases, seeds]: mean and range over the seeds."""
     figure, axes = figure_of(figsize=(WIDTH / 2 + 0.4, 0.5 * len(rates) + 0.9))
     means = 100 * scores.mean(-1)
     image = axes.imshow(means, cmap="viridis", aspect="auto")
@@ -254,6 +254,6 @@ def surface(path: Path, scores: np.ndarray, rates: np.ndarray, biases: np.ndarra
         axes.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
     axes.set_xticks(range(len(biases)), [f"{bias:g}" for bias in biases])
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set(xlabel="forget bias, at the start", ylabel="learning rate")
+    axes.set(xlabel="initial forget bias", ylabel="learning rate")
     figure.colorbar(image, ax=axes, label="best test accuracy (%)")
     save(figure, path)

@@ -44,15 +44,15 @@ class Config(Common):
     """The flags of benchmark."""
 
     devices: int | None = None
-    """For the rows that split the batch over devices; two if not given, where a CPU or the machine has them."""
+    """Number of devices to split the batch over; by default two, if there are two."""
     budget: float = 10.0
-    """Seconds to spend on each size, forward and both, after compilation."""
+    """Seconds for each size and pass, after compilation."""
 
 
 def _timed(
     size: Size, contestants: dict[str, dict[str, timing.Timed]], devices: int, budget: float, least: int
 ) -> Rows:
-    """A row for each contestant, forward and both."""
+    """One row per layer and pass."""
     for which in ("forward", "both"):
         at_work = {name: pair[which] for name, pair in contestants.items()}
         if which == "both" and devices == 1:
@@ -67,7 +67,7 @@ def _timed(
 
 
 def time_of(sizes: tuple[Size, ...], devices: int, budget: float, least: int = 5) -> Rows:
-    """Everybody at every size, on one device; then those that can, with the batch split over several."""
+    """All layers at every size, on one device; then some of them with the batch split over several devices."""
     present = {name: layer for name, layer in peers.EVERYTHING.items() if peers.installed(layer.package)}
     for size in sizes:
         contestants = {name: peers.on_one_device(layer, size) for name, layer in present.items()}
@@ -89,7 +89,7 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def compiler_options(sizes: tuple[Size, ...], budget: float, least: int = 5) -> Rows:
-    """A training step of the MGU under options of the compiler for CPUs, in the time without any."""
+    """The time of a training step of the MGU with options of XLA for CPUs, relative to the time without any."""
     if jax.default_backend() != "cpu":
         return
     for size in sizes:
@@ -105,12 +105,12 @@ def compiler_options(sizes: tuple[Size, ...], budget: float, least: int = 5) -> 
             yield {"part": "compiler options", "size": list(size), "name": name, "share": share}
 
 
-# glibc gives large blocks back to the system, and the next call takes every page of them anew; so it keeps them.
+# glibc returns large blocks to the system, and the next call takes every page anew. These settings make it keep them.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def one_step(size: Size, name: str, budget: float, least: int) -> None:
-    """Print the milliseconds of a training step, and the pages that it has to take from the system."""
+    """Print the milliseconds of a training step, and the number of pages that it takes from the system."""
     import resource
 
     pair = peers.on_one_device(peers.EVERYTHING[name], size)["both"]
@@ -121,7 +121,7 @@ def one_step(size: Size, name: str, budget: float, least: int) -> None:
 
 
 def allocation(sizes: tuple[Size, ...], names: tuple[str, ...], budget: float, least: int = 5) -> Rows:
-    """A training step in processes of their own: memory given back to the system between calls, and memory kept."""
+    """A training step in separate processes, with memory returned to the system between calls and with memory kept."""
     if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
         return
     for size in sizes:
@@ -137,7 +137,7 @@ def allocation(sizes: tuple[Size, ...], names: tuple[str, ...], budget: float, l
 
 
 def memory(sizes: tuple[Size, ...]) -> Rows:
-    """Temporaries of a training step, in units of the states of all steps, T*B*H*4 bytes."""
+    """Temporaries of a training step, relative to the states of all steps, 4*T*B*H bytes."""
     for size in sizes:
         for name in MEMORY:
             layer = peers.EVERYTHING[name]
@@ -150,7 +150,7 @@ def memory(sizes: tuple[Size, ...]) -> Rows:
 
 
 def _last_state(size: Size, **options: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The gradient of a loss of the last state alone, and its arguments."""
+    """The gradient of a loss that depends on the last state only, and its arguments."""
     _, _, D, H = size
     params, xs = mgu.init(jax.random.key(0), D, H), jnp.asarray(peers.inputs(size))
     return jax.jit(jax.grad(lambda p, xs: jnp.sum(mgu.scan(p, xs, **options)[1] ** 2), (0, 1))), (params, xs)
@@ -168,7 +168,7 @@ def long_memory(steps: tuple[int, ...]) -> Rows:
 
 
 def compilation(steps: tuple[int, ...]) -> Rows:
-    """Seconds to trace and compile a training step, by the number of time steps; the median of three."""
+    """Seconds to trace and compile a training step for some numbers of time steps; medians of three."""
     for T in steps:
         for name in ("MGU", "flax MGU"):
             if peers.installed(peers.EVERYTHING[name].package):
@@ -182,7 +182,7 @@ def compilation(steps: tuple[int, ...]) -> Rows:
 
 
 def growth(steps: tuple[int, ...]) -> Rows:
-    """Microseconds a time step of a training step, by the number of time steps; least of three calls."""
+    """Microseconds per time step of a training step, for some numbers of time steps; the least of three calls."""
     for T in steps:
         for name in ("MGU", "MGU, segments"):
             function, arguments = peers.on_one_device(peers.EVERYTHING[name], (8, T, 16, 64))["both"]
@@ -193,7 +193,7 @@ def growth(steps: tuple[int, ...]) -> Rows:
 
 
 def members(count: int, budget: float) -> Rows:
-    """A training step of many layers under vmap, beside as many steps of one (B = 32, T = 8, H = 32)."""
+    """The time of a training step of many layers under vmap, relative to as many steps of one layer."""
     size = (32, 8, 8, 32)
     xs = jnp.asarray(peers.inputs(size))
     step = jax.grad(lambda params: jnp.sum(mgu.scan(params, xs)[0] ** 2))
@@ -211,7 +211,7 @@ def members(count: int, budget: float) -> Rows:
 
 
 def main(config: Config) -> None:
-    """Run all parts, and say what came out."""
+    """Run all parts, and print the tables."""
     if config.steps is not None:
         raise BadRequest("--steps has no meaning for benchmark, which takes no optimiser step.")
     if config.seed:
@@ -220,9 +220,9 @@ def main(config: Config) -> None:
     packages = {"flax": "flax", "equinox": "equinox", "haiku": "dm-haiku", "keras": "keras", "torch": "torch"}
     missing = [name for module, name in packages.items() if not peers.installed(module)]
     if missing:
-        print(f"not installed, and left out: {', '.join(missing)}; pip install 'mgu_jax[peers]' has them all.")
+        print(f"not installed and left out: {', '.join(missing)}; pip install 'mgu_jax[peers]' has them all.")
     if config.quick:
-        print("--quick shows that everything runs: its sizes are tiny, and its figures mean nothing.")
+        print("--quick only shows that everything runs: its sizes are tiny, and its numbers mean nothing.")
     run = Run("benchmark", config, {}, {"devices": devices})
     run.rewind(0)
     rows: list[dict[str, Any]] = []

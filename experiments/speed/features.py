@@ -29,7 +29,7 @@ CLAIMS = {
     "Minimal Gated Unit": {"mgu_jax": "mgu_jax:MGU", "flax.linen": "flax.linen:MGUCell"},
     "reset before or after the product": {"mgu_jax": "mgu_jax:Cell(reset)", "keras": "keras.layers:GRU(reset_after)"},
     "backward over time written by hand": {"mgu_jax": "mgu_jax.layer.bptt:bptt", "torch.nn": "torch._VF:gru"},
-    "lengths, one a sequence": {
+    "a length for each sequence": {
         "mgu_jax": "mgu_jax:scan(lengths)",
         "flax.linen": "flax.linen:RNN.__call__(seq_lengths)",
         "flax.nnx": "flax.nnx:RNN.__call__(seq_lengths)",
@@ -88,7 +88,7 @@ class Config(Common):
 
 
 def _found(claim: str) -> bool:
-    """Whether the name, and the parameter, are there."""
+    """Whether the name exists, and has the parameter if the claim names one."""
     module, _, name = claim.partition(":")
     name, _, parameter = name.removesuffix(")").partition("(")
     value: Any = importlib.import_module(module)
@@ -106,7 +106,7 @@ def table(found: dict[str, list[str]], versions: dict[str, str]) -> str:
 
 
 def main(config: Config) -> None:
-    """Look every claim up and print the table."""
+    """Look up every claim and print the table."""
     if config.steps is not None:
         raise BadRequest("--steps has no meaning for features, which takes no optimiser step.")
     os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -26,13 +26,13 @@ class Config(Common):
     """The flags of training."""
 
     devices: int | None = None
-    """For what is split over devices; two if not given, where a CPU or the machine has them."""
+    """Number of devices to split work over; by default two, if there are two."""
     budget: float = 20.0
     """Seconds for each comparison."""
 
 
 def _work(B: int, T: int, D: int, H: int, steps: int) -> tuple[Recipe, mgu.Data]:
-    """A classifier of one layer, and batches enough for some steps."""
+    """A classifier of one layer, and data for it."""
     rng, samples = np.random.default_rng(0), B * min(steps, 4)
     xs = rng.normal(size=(samples, T, D)).astype(np.float32)
     data = mgu.Data(xs, rng.integers(0, CLASSES, samples).astype(np.int32))
@@ -44,31 +44,31 @@ def _first(recipe: Recipe) -> TrainState:
 
 
 def host_loop(quick: bool, budget: float) -> dict[str, Any]:
-    """``fit`` with K as shipped, its progress on, beside the same chunks called one after another."""
-    size, steps, chunks = ((2, 3, 4, 5), 2, 2) if quick else ((32, 8, 8, 64), 100, 30)
+    """The time of ``fit`` with a progress bar, relative to the same calls of the compiled loop without it."""
+    size, steps, calls = ((2, 3, 4, 5), 2, 2) if quick else ((32, 8, 8, 64), 100, 30)
     recipe, data = _work(*size, steps)
     first = _first(recipe)
 
     def alone() -> TrainState:
         state = first
-        for _ in range(chunks):
+        for _ in range(calls):
             state, losses = run_steps(state, HYPER, data, recipe=recipe, steps=steps)
-            np.asarray(losses)  # whoever trains looks at the loss
+            np.asarray(losses)  # any training looks at the loss
         return state
 
     def fit() -> TrainState:
         return mgu.fit(
-            recipe, data, steps=chunks * steps, key=jax.random.key(0), state=first, steps_per_call=steps, progress=True
+            recipe, data, steps=calls * steps, key=jax.random.key(0), state=first, steps_per_call=steps, progress=True
         )[0]
 
-    times = timing.alternate({"fit": (fit, ()), "chunks": (alone, ())}, budget)
-    return {"part": "host loop", "size": list(size), "steps": steps, "ms_of_a_call": _ms(times["chunks"]) / chunks} | {
-        "relative_to_the_loop": timing.ratio(times["fit"], times["chunks"])
+    times = timing.alternate({"fit": (fit, ()), "loop": (alone, ())}, budget)
+    return {"part": "host loop", "size": list(size), "steps": steps, "ms_of_a_call": _ms(times["loop"]) / calls} | {
+        "relative_to_the_loop": timing.ratio(times["fit"], times["loop"])
     }
 
 
 def devices_beside_one(quick: bool, budget: float, devices: int) -> dict[str, Any]:
-    """Optimiser steps a second with the batch split over devices, in those of one device."""
+    """Speed with the batch split over devices, relative to one device."""
     size, steps = ((2, 3, 4, 5), 2) if quick else ((64, 128, 64, 128), 10)
     recipe, data = _work(*size, steps)
 
@@ -84,7 +84,7 @@ def devices_beside_one(quick: bool, budget: float, devices: int) -> dict[str, An
 
 
 def members(quick: bool, budget: float, devices: int) -> dict[str, Any]:
-    """A chunk of 64 members on all devices, in 64 times one member on one device."""
+    """The time of a sweep over 64 members on all devices, relative to 64 times one member on one device."""
     size, steps, count = ((2, 3, 4, 5), 2, 4) if quick else ((32, 8, 8, 32), 40, 64)
     recipe, data = _work(*size, steps)
     state = mgu.start(recipe, jax.random.split(jax.random.key(0), count), HYPER)
@@ -97,24 +97,24 @@ def members(quick: bool, budget: float, devices: int) -> dict[str, Any]:
 
 
 def checkpoints(quick: bool, budget: float, run: Run) -> dict[str, Any]:
-    """A state of 10 MB: how long the call that saves it takes, and what a chunk after it loses."""
+    """For a state of 10 MB: the time of the call that saves it, and of the next call of the compiled loop."""
     size, steps = ((2, 3, 4, 5), 2) if quick else ((16, 32, 128, 590), 20)
     recipe, data = _work(*size, steps)
     state = jax.block_until_ready(_first(recipe))
-    one_chunk = partial(timing.seconds, partial(run_steps, recipe=recipe, steps=steps), state, HYPER, data)
-    calls, alone, beside = [], [], []
-    one_chunk()
+    one_call = partial(timing.seconds, partial(run_steps, recipe=recipe, steps=steps), state, HYPER, data)
+    saves, alone, beside = [], [], []
+    one_call()
     with Checkpoints(run.path("checkpoints")) as saved:
-        rounds = int(min(50, max(5, budget / (3 * one_chunk()))))
+        rounds = int(min(50, max(5, budget / (3 * one_call()))))
         for i in range(rounds):
             saved.wait()
-            alone.append(one_chunk())
+            alone.append(one_call())
             began = time.perf_counter()
             saved.save(i, state)
-            calls.append(time.perf_counter() - began)
-            beside.append(one_chunk())
+            saves.append(time.perf_counter() - began)
+            beside.append(one_call())
     bytes_saved = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return {"part": "checkpoint", "size": list(size), "megabytes": bytes_saved / 1e6, "ms_of_save": _ms(calls)} | {
+    return {"part": "checkpoint", "size": list(size), "megabytes": bytes_saved / 1e6, "ms_of_save": _ms(saves)} | {
         "ms_of_a_call": _ms(alone),
         "ms_of_a_call_while_writing": _ms(beside),
     }
@@ -148,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main(config: Config) -> None:
-    """Measure, one after another, in one process."""
+    """Measure the four parts, one after another, in one process."""
     if config.steps is not None or config.seed or config.resume:
         raise BadRequest("--steps, --seed and --resume have no meaning for training, which measures seconds.")
     devices, quick = use_devices(config.devices), config.quick

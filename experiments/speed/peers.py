@@ -1,11 +1,11 @@
-"""Layers that do the same work, each as its library gives it: states of all steps, and their gradient.
+"""Layers of several libraries, each as its library provides it; all do the same work.
 
-A ``Layer`` is run(params, xs): the states of all steps for xs as ``xs_of`` gives them. The benchmark differentiates all
-of them in the same way, except for PyTorch, which brings its own tape.
+A ``Layer`` computes the states of all steps. The benchmark differentiates all of them in the same way, except for
+PyTorch, which differentiates by itself.
 """
 
 # pyright: reportMissingImports=false
-# (nobody has to install every peer to check the types)
+# (types can be checked without installing every peer)
 
 import os
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Layer:
     """A layer of one library.
 
     Attributes:
-        package: what has to be installed.
+        package: the package that must be installed.
         build: (B, T, D, H) -> (run, params) with run(params, xs [T, B, D]) -> states.
         batch_first: whether run takes xs [B, T, D] instead.
     """
@@ -130,7 +130,7 @@ def inputs(size: Size, batch_first: bool = False) -> np.ndarray:
 
 
 def gradient(run: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Of the sum of the squares of all states: gradients of all weights and of the inputs."""
+    """The gradients of the sum of the squared states, with respect to all weights and the inputs."""
     return jax.grad(lambda params, xs: jnp.sum(run(params, xs) ** 2), (0, 1))
 
 
@@ -142,11 +142,11 @@ def on_one_device(layer: Layer, size: Size) -> dict[str, Timed]:
 
 
 def on_devices(layer: Layer, size: Size, devices: int) -> dict[str, Timed]:
-    """The same with the batch split over CPU devices: each takes its part, and gradients of weights are summed."""
+    """The same with the batch split over devices; the gradients of the weights are summed over them."""
     run, params = layer.build(size)
     mesh = jax.make_mesh((devices,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = P("batch") if layer.batch_first else P(None, "batch")
-    # The peers' loops begin with states that do not say over which devices they vary, so nobody is checked.
+    # The loops of the peers start from states that do not declare how they vary over devices, so this is not checked.
     spread = partial(jax.shard_map, mesh=mesh, in_specs=(P(), rows), check_vma=False)
 
     def both(params: Any, xs: Any) -> Any:
@@ -163,7 +163,7 @@ def on_devices(layer: Layer, size: Size, devices: int) -> dict[str, Timed]:
 
 
 def products_alone(size: Size) -> dict[str, Timed]:
-    """Nothing but the products of a training step: the four of a time step, one after another, and all the others."""
+    """The matrix products of a training step and nothing else: the four of each time step in order, and all others."""
     B, T, D, H = size
     params, xs = mgu.init(jax.random.key(0), D, H), inputs(size)
     h, dz_f, dz_h = np.random.default_rng(0).standard_normal((3, T * B, H), np.float32)
@@ -189,7 +189,7 @@ def products_alone(size: Size) -> dict[str, Timed]:
 
 
 def in_torch(name: str, size: Size) -> dict[str, Timed]:
-    """PyTorch's layer, on its GPU where JAX is on one."""
+    """PyTorch's layer, on its GPU if JAX uses one."""
     import torch
 
     _, _, D, H = size

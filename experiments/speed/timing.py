@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine: everything in one process, one after another, round after round."""
+"""Fair timing on a noisy machine: all functions in one process, in turn, round after round."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its argumen
 
 
 def seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Of one call, until its results are there."""
+    """The seconds of one call, until its results are computed."""
     began = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - began
@@ -29,10 +29,11 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> float:
 def alternate(
     contestants: Mapping[str, Timed], budget: float, least: int = 5, most: int = 200
 ) -> dict[str, np.ndarray]:
-    """Seconds of every round, by name: each contestant once a round, as many rounds as the budget of seconds allows.
+    """The seconds of every round, by name: each function once per round, as many rounds as ``budget`` seconds allow.
 
-    The first call of each, which compiles, and a second one stand apart. Each round has an order of its own, since
-    whoever comes after a large product finds cold caches, and a pause between any two, since threads may still spin.
+    The first two calls of each are not counted: one compiles, one estimates the time of a round. The order changes from
+    round to round, since a function that follows a large product finds cold caches. A pause separates the calls, since
+    threads may still spin.
     """
     for function, arguments in contestants.values():
         seconds(function, *arguments)
@@ -50,9 +51,9 @@ def alternate(
 def members_beside_one(
     recipe: Recipe, state: Sweep, hyper: Hyper, data: Data, *, steps: int, devices: int, budget: float
 ) -> dict[str, float]:
-    """Seconds of a chunk of all members, split over devices, and of one member on one device times their number.
+    """Seconds of a call for all members, split over devices, and of one member on one device times their number.
 
-    ``hyper`` has the entries of every member, [M].
+    ``hyper`` has one entry per member, [M].
     """
     count = len(state.stopped)
     mesh = mesh_of(devices, "members", count)
@@ -81,12 +82,12 @@ def spread(times: np.ndarray) -> dict[str, float]:
 
 
 def ratio(times: np.ndarray, ours: np.ndarray) -> float:
-    """How many times as long as ours: the median over the rounds, so that a slow minute slows both."""
+    """The time relative to ours: the median of the ratios of all rounds, so that a slow minute affects both."""
     return float(np.median(times / ours))
 
 
 def product_2048() -> Timed:
-    """A product of 2048^3 multiply-adds: what the machine can do, at the same time as everything else."""
+    """A product of 2048^3 multiply-adds, which shows what the machine can do at that time."""
     a = jnp.ones((2048, 2048), jnp.float32)
     return jax.jit(jnp.matmul), (a, a)
 
@@ -95,6 +96,6 @@ FLOP_2048 = 2 * 2048**3
 
 
 def flop(size: Size, which: str) -> int:
-    """Multiplications and additions of one MGU layer in its products; the backward pass has twice the forward's."""
+    """Multiplications and additions in the products of one MGU layer; a backward pass has twice those of a forward."""
     B, T, D, H = size
     return 2 * B * T * (2 * D * H + 2 * H * H) * {"forward": 1, "both": 3}[which]

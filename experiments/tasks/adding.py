@@ -23,13 +23,13 @@ class Config(Training):
     """The flags of adding."""
 
     length: int | None = None
-    """T of every sequence; drawn from 50 to 55 for each if not given."""
+    """T of every sequence; by default it is drawn from 50 to 55 for each."""
     learning_rate: float = 3e-3
     forget_bias: float | Literal["chrono"] = "chrono"
 
 
 def sequences(rng: np.random.Generator, count: int, length: int | None) -> Data:
-    """xs [N, T, 2] of numbers and marks, targets [N, 1], lengths [N] where they differ."""
+    """xs [N, T, 2] of numbers and marks, targets [N, 1], and lengths [N] if they differ."""
     longest = length or 55
     lengths = np.full(count, length) if length else rng.integers(50, 56, count)
     numbers = rng.random((count, longest), np.float32)
@@ -42,7 +42,7 @@ def sequences(rng: np.random.Generator, count: int, length: int | None) -> Data:
 
 
 def main(config: Config) -> None:
-    """Train on fresh sequences, test on 1,000 of their own; --steps batches, or 5,000."""
+    """Train on new sequences in every step, 5,000 steps by default; test on 1,000 others."""
     if config.length is not None and config.length < 2:
         raise BadRequest(f"--length must be at least 2; got {config.length}.")
     length = 10 if config.quick and config.length is None else config.length

@@ -21,7 +21,7 @@ class Config(Training):
     """The flags of chars."""
 
     window: int = 64
-    """T, the characters that a gradient goes through."""
+    """T, the number of characters that a gradient flows through."""
     embedding_size: int = 64
     """Features of a character."""
     hidden_size: int = 256
@@ -29,13 +29,13 @@ class Config(Training):
     dropout: float = 0.2
     epochs: int = 15
     temperature: float = 0.8
-    """Of the samples: below 1 the likely becomes likelier."""
+    """Of the sampled text: below 1, likely characters become likelier."""
     characters: int = 500
-    """Length of the sample of each seed."""
+    """Length of the text that each seed writes."""
 
 
 def main(config: Config) -> None:
-    """Train on nine tenths, choose by a twentieth, test on the last; then write."""
+    """Train on nine tenths, choose the step by a twentieth, test on the last twentieth; then write text."""
     data = text.shakespeare(config.data_dir, config.download)
     sizes = {"window": config.window, "embedding_size": config.embedding_size}
     learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
@@ -53,7 +53,7 @@ def main(config: Config) -> None:
             plots.sentence_and_gates(path, gates, [data.symbols[token] for token in tokens])
 
         others["gates.png"] = picture
-        if config.forget_bias != "chrono":  # which is no argument of a model
+        if config.forget_bias != "chrono":  # a file of a model cannot hold it
             others["model.npz"] = lambda path: files.save(path, learned.model, params)
     print(f"\n{samples[0]}")
     finish(learned, BITS, others, samples=samples, temperature=config.temperature)

@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     if config.steps is not None:
         raise BadRequest("--steps has no meaning for gradients, which takes no optimiser step.")
     run = Run("gradients", config, {})
-    run.rewind(0)  # a run that resumes begins again, to the same bits
+    run.rewind(0)  # a run that resumes starts again and repeats the same bits
     sizes = ((3, 7, 4, 5),) if config.quick else SIZES
     print(f"{'B, T, D, H':20}{'dtype':10}{'manual:autodiff':>17}{'manual:differences':>20}")
     rows = []

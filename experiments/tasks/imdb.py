@@ -17,7 +17,7 @@ class Config(Training):
     """The flags of imdb."""
 
     longest: int = 400
-    """Words of a review, the last of it."""
+    """The number of words of a review, its last ones."""
     embedding_size: int = 100
     """Features of a word."""
     batch_size: int = 50
@@ -28,12 +28,12 @@ class Config(Training):
 
 
 def main(config: Config) -> None:
-    """Train, choose, test; --quick takes an eleventh of the reviews and their last 40 words."""
+    """Train, choose the step, test; --quick takes every eleventh review and its last 40 words."""
     longest = 40 if config.quick else config.longest
     imdb = text.imdb(config.data_dir, config.download, longest, types=2_000 if config.quick else 20_000)
     if config.quick:
-        # Positive and negative come by turns, so the stride is odd.
+        # Positive and negative reviews alternate, so the stride is odd.
         train, valid, test = (type(p)(*(a[::11] for a in p)) for p in (imdb.train, imdb.valid, imdb.test))
         imdb = imdb._replace(train=train, valid=valid, test=test)
-    sizes = steps_of(config, imdb.train, quick=(60, 30), chunks=3)
+    sizes = steps_of(config, imdb.train, quick=(60, 30), calls=3)
     classify("imdb", config, imdb, readout="mean", embedding_size=config.embedding_size, evaluated_at_once=500, **sizes)

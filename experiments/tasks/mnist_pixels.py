@@ -22,14 +22,14 @@ class Config(Training):
     """The flags of mnist-pixels."""
 
     permuted: bool = False
-    """All images with their pixels in one random order, the same in every run."""
+    """Read the pixels of all images in one random order, the same in every run."""
     learning_rate: float = 1e-3
     forget_bias: float | Literal["chrono"] = "chrono"
     epochs: int = 10
 
 
 def pixels(mnist: DataSet, permuted: bool, every: int = 1) -> DataSet:
-    """Images [N, 28, 28] as sequences [N, 784, 1]; of every so many pixels alone."""
+    """Images [N, 28, 28] as sequences [N, 784, 1], or of every n-th pixel only."""
     count = mnist.train.xs[0].size
     order = np.random.default_rng(0).permutation(count) if permuted else np.arange(count)
 
@@ -44,5 +44,5 @@ def main(config: Config) -> None:
     found = data.mnist(config.data_dir, config.download)
     mnist = pixels(found, config.permuted, every=28 if config.quick else 1)
     name = "mnist-pixels-permuted" if config.permuted else "mnist-pixels"
-    sizes = steps_of(config, mnist.train, quick=(40, 20), chunks=6)
+    sizes = steps_of(config, mnist.train, quick=(40, 20), calls=6)
     classify(name, config, mnist, every=1 if config.quick else 6, evaluated_at_once=500, **sizes)

@@ -37,7 +37,7 @@ def main(config: Config) -> None:
     key, ones = jax.random.key(config.seed), np.ones((BATCH, STEPS, 1), np.float32)
 
     run = Run("notebook", config, {})
-    run.rewind(0)  # too short for checkpoints: a run that resumes begins again, to the same bits
+    run.rewind(0)  # too short for checkpoints: a run that resumes starts again and repeats the same bits
     state = mgu.start(recipe, key, hyper)
     visited = [state.params]
     state, losses = mgu.fit(

@@ -20,7 +20,7 @@ from mgu_jax.training.losses import accuracy
 from mgu_jax.training.sweep import Sweep, member_rows
 
 RATES, BIASES = (3e-4, 1e-3, 3e-3, 1e-2), (-2.0, -1.0, 0.0, 1.0)
-CHUNK = 42  # an epoch
+EPOCH = 42  # steps
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Config(Common):
     hidden_size: int = 32
     """H, the width of the layer."""
     devices: int | None = None
-    """Split the members over so many; two if not given, where a CPU or the machine has them."""
+    """Number of devices to split the members over; by default two, if there are two."""
 
 
 def main(config: Config) -> None:
-    """Sweep, and show the surface, the best, and the time."""
+    """Train all members; show the surface of scores, the best member, and the time."""
     devices = use_devices(config.devices)
     digits = data.digits()
-    steps = config.steps or (2 * CHUNK if config.quick else 20 * CHUNK)
+    steps = config.steps or (2 * EPOCH if config.quick else 20 * EPOCH)
     hyper = mgu.grid(
         learning_rate=RATES[1:3] if config.quick else RATES, forget_bias=BIASES[:2] if config.quick else BIASES
     )
@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     model = mgu.Model(8, (config.hidden_size,), 10, readout="last")
     recipe = mgu.Recipe(model, schedule="cosine", total_steps=steps, batch_size=32)
     hyper = hyper._replace(clip_norm=1.0)
-    options = {"hyper": hyper, "keys": keys, "steps_per_call": CHUNK, "devices": devices}
+    options = {"hyper": hyper, "keys": keys, "steps_per_call": EPOCH, "devices": devices}
     validation = mgu.Validation(digits.test, (accuracy,))
 
     with Checkpoints(run.path("checkpoints")) as checkpoints:
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
 
     members, best = member_rows(state, hyper), mgu.best_member(state, hyper, validation)
     each, budget = per_member(as_settings(hyper)[0], config.seeds), 0.1 if config.quick else 5.0
-    times = timing.members_beside_one(recipe, state, each, digits.train, steps=CHUNK, devices=devices, budget=budget)
+    times = timing.members_beside_one(recipe, state, each, digits.train, steps=EPOCH, devices=devices, budget=budget)
     surface = np.array([row["score"] for row in members], float).reshape(
         -1, len(BIASES[:2] if config.quick else BIASES), config.seeds
     )

@@ -22,6 +22,6 @@ class Config(Training):
 
 
 def main(config: Config) -> None:
-    """Train, and test on the last state of every utterance."""
+    """Train, and classify the test utterances by their last state."""
     vowels = data.vowels(config.data_dir, config.download)
     classify("vowels", config, vowels, **steps_of(config, vowels.train, quick=(90, 45)))

@@ -18,11 +18,11 @@ class Config(Training):
     """The flags of words."""
 
     text: Literal["ptb", "kjv"] = "ptb"
-    """What to learn."""
+    """The text to learn."""
     window: int = 35
-    """T, the words that a gradient goes through."""
+    """T, the number of words that a gradient flows through."""
     embedding_size: int | None = None
-    """Features of a word; H of the layer if not given."""
+    """Features of a word; --hidden-size by default."""
     hidden_size: int = 200
     batch_size: int = 20
     learning_rate: float = 5e-3
@@ -31,7 +31,7 @@ class Config(Training):
 
 
 def main(config: Config) -> None:
-    """Train on the first part, choose by the second, test on the third."""
+    """Train on the first part, choose the step by the second, test on the third."""
     data = getattr(text, config.text)(config.data_dir, config.download)
     name = "words" if config.text == "ptb" else f"words-{config.text}"
     sizes = {"window": config.window, "embedding_size": config.embedding_size or config.hidden_size}

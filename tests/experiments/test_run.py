@@ -192,7 +192,7 @@ def test_resume_names_a_damaged_checkpoint_and_goes_on_without_it(tmp_path, caps
     assert lines(folder) == before
     damaged.unlink()
     assert run(*flags, "--resume") == 0
-    assert "going on from step 42 of 84." in capsys.readouterr().out
+    assert "continuing from step 42 of 84." in capsys.readouterr().out
     assert lines(folder) == before
 
 
@@ -217,7 +217,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert text.endswith("stopped; the same command with --resume goes on from the last checkpoint.\n")
+    assert text.endswith("stopped; the same command with --resume continues from the last checkpoint.\n")
     assert "Traceback" not in text
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 

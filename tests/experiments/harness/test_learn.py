@@ -86,7 +86,7 @@ def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
     before = lines(tmp_path / "run")
     step = drop_newest_checkpoint(tmp_path / "run")
     assert run(*CHARS, "--out", tmp_path / "run", "--resume") == 0
-    assert f"going on from step {step} of 96." in capsys.readouterr().out
+    assert f"continuing from step {step} of 96." in capsys.readouterr().out
     again = result(tmp_path / "run")
     assert lines(tmp_path / "run") == before
     assert (again["loss"], again["samples"]) == (whole["loss"], whole["samples"])
