@@ -19,7 +19,6 @@ import jax
 
 import mgu_jax
 from mgu_jax.extras import look_for, require
-from mgu_jax.training.checkpoint import Checkpoints, Damaged
 
 
 class Diverged(Exception):
@@ -180,16 +179,21 @@ def use_devices(asked: int | None) -> int:
     return asked or min(2, there)
 
 
-def saved(checkpoints: Checkpoints, like: Any) -> Any | None:
-    """The state in the newest checkpoint, or None. Raises BadRequest, with the remedy, if it is damaged."""
+def resumed_step(checkpoints: mgu_jax.Checkpoints, first: Any) -> int:
+    """The step of the newest checkpoint of a run that starts with the state ``first``; 0 if there is none.
+
+    Raises:
+        BadRequest: it is damaged; the sentence says what to do.
+    """
     try:
-        return checkpoints.restore(like)
-    except Damaged as damage:
-        other = "no other checkpoint can be restored"
+        state = checkpoints.restore(first)
+    except mgu_jax.Damaged as damage:
+        other = "no other there can be restored"
         if damage.whole is not None:
             bad = checkpoints.path(damage.step)
             other = f"that of step {damage.whole} is whole, and --resume continues from it once {bad} is removed"
         raise BadRequest(f"{damage.what}; {other}.") from damage
+    return 0 if state is None else int(state.step)
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What every experiment that trains shares: its flags, and a run of one cell with several seeds from data to result.
+"""What all experiments that train share: their flags, and a run of one cell with several seeds, from data to result.
 
-All seeds are trained as members of one sweep (mgu_jax.sweep), each with the key of its own number, so that seed 3 of
-``--seeds 5`` is the run that ``--seed 3`` would be. A member that is not finite is frozen and said to be.
+All seeds are members of one sweep (mgu_jax.sweep). Each has the PRNG key of its number, so that seed 3 of ``--seeds 5``
+is the run that ``--seed 3`` gives. A seed whose loss is not finite is frozen, and the result says so.
 """
 
 import math
@@ -14,16 +14,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 import mgu_jax as mgu
 from experiments.harness import cells, plots
 from experiments.harness.measures import ACCURACY, Measure, spread, table
-from experiments.run import BadRequest, Bound, Common, Diverged, Run, at_least, between, saved, use_devices
-from mgu_jax.training.checkpoint import Checkpoints
+from experiments.run import BadRequest, Bound, Common, Diverged, Run, at_least, between, resumed_step, use_devices
 from mgu_jax.training.data import Data, Source, Stream, windows
 from mgu_jax.training.evaluate import Evaluator
 from mgu_jax.training.losses import Loss, cross_entropy
-from mgu_jax.training.start import Sweep
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,21 @@ class Training(Common):
 
 @dataclass(frozen=True)
 class Task:
-    """Data, and what is asked of a model of them.
+    """Data, and what is asked of a model.
 
     Attributes:
-        train: what is trained on.
-        test: what the result is measured on.
+        train: the data for training.
+        test: the data that the result is measured on.
         sources: data source -> its digest.
-        valid: chooses the parameters with the best score; without it the last parameters count, and the test set is
-            looked at on the way.
-        input_size, output_size: D, or the number of tokens, and K.
-        longest: steps of a sequence, which chrono initialisation is for.
-        measure: what is reported; its metric chooses.
-        loss: what is trained on.
+        valid: chooses the parameters with the best score. Without it the last parameters are the result, and the
+            scores during training are those of the test data.
+        input_size, output_size: D, or the number of different tokens, and K.
+        longest: steps of the longest sequence, for chrono initialisation.
+        measure: what is reported; its metric chooses the parameters.
+        loss: what is minimised.
         window: of a stream.
         options: of the model, such as ``readout``.
-        evaluated_at_once: samples.
+        evaluated_at_once: number of samples.
     """
 
     train: Data | Stream | Source
@@ -98,8 +97,35 @@ class Task:
         return tuple(dict.fromkeys((self.measure.metric, self.loss)))
 
 
+class Prepared(NamedTuple):
+    """A training of all seeds that is ready to start; ``mgu_jax.sweep`` describes most of it."""
+
+    recipe: mgu.Recipe
+    hyper: mgu.Hyper
+    keys: Array  # one per seed
+    seeds: list[int]
+    validation: mgu.Validation
+    steps: int
+    steps_per_call: int
+    width: int  # H of the layer
+    at_once: int | None
+    devices: int
+
+
+class Trained(NamedTuple):
+    """The end of a training."""
+
+    state: mgu.Sweep
+    seconds: float  # of all seeds, in all processes of the run
+    resumed_from: int
+
+    @property
+    def frozen(self) -> np.ndarray:
+        return np.asarray(self.state.stopped) >= 0
+
+
 class Learned(NamedTuple):
-    """A run that has come to its end."""
+    """A run that is complete, except for its files."""
 
     run: Run
     result: dict[str, Any]
@@ -108,7 +134,7 @@ class Learned(NamedTuple):
 
 
 def forget_bias(config: Training) -> float | Literal["chrono"] | None:
-    """What the flags ask for, of a cell that has one."""
+    """The initial forget bias that the flags ask for; None for a cell without one."""
     return config.forget_bias if cells.has_forget_bias(config.cell) else None
 
 
@@ -116,7 +142,7 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
     """The model that the flags ask for, and its H.
 
     Raises:
-        BadRequest: options that do not go together.
+        BadRequest: flags that contradict each other.
     """
     sizes, options = (task.input_size, task.output_size), dict(task.options)
     if config.dropout:
@@ -137,140 +163,151 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
         raise BadRequest(str(error)) from error
 
 
-def learn(
-    name: str, config: Training, task: Task, *, steps: int, steps_per_call: int, clip_norm: float = 1.0, every: int = 1
-) -> Learned:
-    """Train all seeds, with checkpoints and metrics, and measure them on the test set.
+def learn(name: str, config: Training, task: Task, **how: Any) -> Learned:
+    """Train all seeds, with checkpoints and metrics, and measure them on the test data.
 
     Args:
-        name, config: the experiment's.
+        name, config: name and flags of the experiment.
         task: its data.
+        how: as ``prepare`` takes it.
+    """
+    prepared = prepare(config, task, **how)
+    settings = {name: value for name, value in prepared.hyper._asdict().items() if value is not None}
+    settings |= {"total_steps": prepared.steps, "steps_per_call": prepared.steps_per_call, "width": prepared.width}
+    run = Run(name, config, task.sources, settings | {"forget_bias": forget_bias(config)})
+    trained = train(run, task, prepared)
+
+    members, model = trained.state.members, prepared.recipe.model
+    chosen: Any = members.params if task.valid is None else members.best.params
+    result = {
+        "settings": run.record["settings"],
+        "cell": config.cell,
+        "hidden_size": prepared.width,
+        "parameters": cells.counts(model),
+        "recurrent_parameters": _recurrent(config, task, model, prepared.width),
+        "seeds": prepared.seeds,
+        "frozen": [seed for seed, frozen in zip(prepared.seeds, trained.frozen, strict=True) if frozen],
+        **measure(task, model, chosen, trained.frozen),
+        "steps": int(trained.state.step),
+        "seconds": trained.seconds,
+        "resumed_from": trained.resumed_from,
+    }
+    if task.valid is not None:
+        result["best_step"] = np.asarray(members.best.step).tolist()
+    params = [jax.tree.map(lambda a, i=i: a[i], jax.device_get(chosen)) for i in range(config.seeds)]
+    return Learned(run, result, model, params)
+
+
+def prepare(
+    config: Training, task: Task, *, steps: int, steps_per_call: int, clip_norm: float = 1.0, every: int = 1
+) -> Prepared:
+    """The training that the flags ask for.
+
+    Args:
+        config, task: the flags and the data.
         steps: of the training.
         steps_per_call: steps between two lines of metrics and two checkpoints.
         clip_norm: largest norm of a gradient.
-        every: chunks between two evaluations.
+        every: calls of the compiled loop between two validations.
+
+    Raises:
+        BadRequest: flags that do not fit the data, the devices or each other.
     """
     devices = config.devices or (1 if config.seeds % 2 else 2)
     devices = use_devices(config.devices) if devices > 1 else 1
     if config.seeds % devices:
         raise BadRequest(f"--devices must divide the {config.seeds} seeds; got {devices}.")
-    # One core is as fast on one small matrix after the other as on a stack of them, and its cache holds one of them.
+    # A core is as fast on small matrices one after another as on a stack of them, and only one fits into its cache.
     at_once = config.at_once or (1 if jax.default_backend() == "cpu" else None)
-    if isinstance(task.train, Data) and config.batch_size > len(task.train.xs):
-        samples = len(task.train.xs)
-        raise BadRequest(f"--batch-size must be at most the {samples:,} training samples; got {config.batch_size:,}.")
-    for part in (task.train, task.valid):
-        if isinstance(part, Stream) and windows(part, config.batch_size, task.window or 1) < 1:
-            tokens = len(part.xs)
-            rule = f"--batch-size must leave each row a window of {task.window} of {tokens:,} tokens"
-            raise BadRequest(f"{rule}; got {config.batch_size:,}.")
+    _check_batch_size(config.batch_size, task)
     model, width = model_of(config, task)
-    hyper = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm)
-    bias = forget_bias(config)
+    hyper, bias = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm), forget_bias(config)
     if bias not in (None, "chrono"):
         hyper = hyper._replace(forget_bias=bias)
-    recipe = mgu.Recipe(
-        model, task.loss, schedule="cosine", total_steps=steps, batch_size=config.batch_size, window=task.window
-    )
-    watched = task.test if task.valid is None else task.valid
-    split = "test" if task.valid is None else "valid"
-    measure = task.measure
+    sizes = {"total_steps": steps, "batch_size": config.batch_size, "window": task.window}
     validation = mgu.Validation(
-        watched,
+        task.test if task.valid is None else task.valid,
         task.metrics,
-        higher_is_better=measure.higher_is_better,
+        higher_is_better=task.measure.higher_is_better,
         every=every,
         batch_size=task.evaluated_at_once,
     )
-    keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
-    resolved = {"total_steps": steps, "steps_per_call": steps_per_call, "width": width}
-    asked = {name: value for name, value in hyper._asdict().items() if value is not None}
-    run = Run(name, config, task.sources, asked | resolved | {"forget_bias": bias})
+    seeds = [config.seed + i for i in range(config.seeds)]
+    return Prepared(
+        recipe=mgu.Recipe(model, task.loss, schedule="cosine", **sizes),
+        hyper=hyper,
+        keys=jnp.stack([jax.random.key(seed) for seed in seeds]),
+        seeds=seeds,
+        validation=validation,
+        steps=steps,
+        steps_per_call=steps_per_call,
+        width=width,
+        at_once=at_once,
+        devices=devices,
+    )
 
-    with Checkpoints(run.path("checkpoints")) as checkpoints:
-        state = mgu.start(recipe, keys, hyper, validation=validation)
-        if config.resume:
-            state = saved(checkpoints, state) or state
-        resumed_from = int(state.step)
+
+def _check_batch_size(size: int, task: Task) -> None:
+    if isinstance(task.train, Data) and size > len(task.train.xs):
+        rule = f"at most the {len(task.train.xs):,} training samples"
+        raise BadRequest(f"--batch-size must be {rule}; got {size:,}.")
+    for part in (task.train, task.valid):
+        if isinstance(part, Stream) and windows(part, size, task.window or 1) < 1:
+            rule = f"leave each row a window of {task.window} of {len(part.xs):,} tokens"
+            raise BadRequest(f"--batch-size must {rule}; got {size:,}.")
+
+
+def train(run: Run, task: Task, prepared: Prepared) -> Trained:
+    """Train all seeds, from the newest checkpoint in the folder of the run if there is one.
+
+    Raises:
+        BadRequest: the newest checkpoint is damaged.
+        Diverged: no seed stayed finite.
+    """
+    split = "test" if task.valid is None else "valid"
+    with mgu.Checkpoints(run.path("checkpoints")) as checkpoints:
+        first = mgu.start(prepared.recipe, prepared.keys, prepared.hyper, validation=prepared.validation)
+        resumed_from = resumed_step(checkpoints, first)
         run.rewind(resumed_from)
         if resumed_from:
-            print(f"continuing from step {resumed_from} of {steps}.")
+            print(f"continuing from step {resumed_from} of {prepared.steps}.")
         began, before = time.perf_counter(), run.seconds(resumed_from)
 
-        def on_call(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
-            step, frozen = int(state.step), np.asarray(state.stopped) >= 0
-            if frozen.all():
-                seeds = range(config.seed, config.seed + config.seeds)
+        def on_call(state: mgu.Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
+            step, stopped = int(state.step), np.asarray(state.stopped)
+            if (stopped >= 0).all():
                 checkpoints.wait()
-                raise Diverged(dict(zip(seeds, np.asarray(state.stopped).tolist(), strict=True)), checkpoints.steps)
-            run.log(step, "train", **spread("loss", losses.mean(1), frozen))
-            text = ""
-            if scores:
-                means = list(scores.values())
-                seen = spread("loss", means[-1], frozen) | spread(measure.name, measure.figure(means[0]), frozen)
-                run.log(step, split, **seen)
-                text = f"{split} {measure.label} {measure.shown.format(seen[measure.name])}"
+                raise Diverged(dict(zip(prepared.seeds, stopped.tolist(), strict=True)), checkpoints.steps)
+            run.log(step, "train", **spread("loss", losses.mean(1), stopped >= 0))
             run.log_seconds(step, before + time.perf_counter() - began)
-            checkpoints.save(step, state)
-            return text
+            if not scores:
+                return ""
+            means = list(scores.values())
+            seen = spread("loss", means[-1], stopped >= 0)
+            seen |= spread(task.measure.name, task.measure.figure(means[0]), stopped >= 0)
+            run.log(step, split, **seen)
+            return f"{split} {task.measure.label} {task.measure.shown.format(seen[task.measure.name])}"
 
         state, _ = mgu.sweep(
-            recipe,
+            prepared.recipe,
             task.train,
-            steps=steps,
-            hyper=hyper,
-            keys=keys,
-            state=state,
-            steps_per_call=steps_per_call,
-            validation=validation,
-            at_once=at_once,
-            devices=devices,
+            hyper=prepared.hyper,
+            keys=prepared.keys,
+            steps=prepared.steps,
+            state=first,
+            checkpoints=checkpoints,
+            steps_per_call=prepared.steps_per_call,
+            validation=prepared.validation,
+            at_once=prepared.at_once,
+            devices=prepared.devices,
             on_call=on_call,
             progress=True,
         )
-    seconds = before + time.perf_counter() - began
-
-    chosen: Any = state.members.params if task.valid is None else state.members.best.params
-    params = [jax.tree.map(lambda a, i=i: a[i], jax.device_get(chosen)) for i in range(config.seeds)]
-    frozen = np.asarray(state.stopped)
-    result = {
-        "settings": run.record["settings"],
-        "cell": config.cell,
-        "hidden_size": width,
-        "parameters": cells.counts(model),
-        "recurrent_parameters": _recurrent(config, task, model, width),
-        "seeds": [config.seed + i for i in range(config.seeds)],
-        "frozen": [int(config.seed + i) for i in np.flatnonzero(frozen >= 0)],
-        **_measured(task, model, chosen, frozen >= 0),
-        "steps": int(state.step),
-        "seconds": seconds,  # of all seeds, in all processes of this run
-        "resumed_from": resumed_from,
-    }
-    if task.valid is not None and state.members.best is not None:
-        result["best_step"] = np.asarray(state.members.best.step).tolist()
-    return Learned(run, result, model, params)
+    return Trained(state, before + time.perf_counter() - began, resumed_from)
 
 
-def finish(learned: Learned, measure: Measure, others: dict[str, Callable[[Path], None]], **more: Any) -> None:
-    """The end of a run: its result before all else, then the curve and the other files, and a table.
-
-    Args:
-        learned, measure: the run and what it is about.
-        others: name of a file -> what writes it.
-        more: of the result.
-    """
-    run, result = learned.run, learned.result | more
-    run.finish(result)
-    plots.learning_curve(run.path("learning_curve.png"), run.metrics(), run.record["experiment"], measure)
-    for name, write in others.items():
-        write(run.path(name))
-    print(table(measure, result))
-    names = ("config.json", "metrics.jsonl", "result.json", "learning_curve.png", *others)
-    print(f"written to {run.folder}: {', '.join(names)}")
-
-
-def _measured(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> dict[str, Any]:
-    """The figures of the test set, params [M, ...]: of each seed, their mean and their standard deviation."""
+def measure(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> dict[str, Any]:
+    """The scores on the test data, for params [M, ...]: of each seed, their mean and their standard deviation."""
     size, window, steps = task.evaluated_at_once, None, len(task.test.xs)
     if isinstance(task.test, Stream):  # from the beginning to the end, in one row
         size, window = 1, _window(steps)
@@ -282,13 +319,31 @@ def _measured(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> 
     return seen | {"test_samples": steps if window is None else steps // window * window}
 
 
+def finish(learned: Learned, score: Measure, others: dict[str, Callable[[Path], None]], **more: Any) -> None:
+    """Write the files of a run, the result first, and print a table.
+
+    Args:
+        learned, score: the run, and what is reported of it.
+        others: name of a further file -> the function that writes it.
+        more: entries for the result.
+    """
+    run, result = learned.run, learned.result | more
+    run.finish(result)
+    plots.learning_curve(run.path("learning_curve.png"), run.metrics(), run.record["experiment"], score)
+    for name, write in others.items():
+        write(run.path(name))
+    print(table(score, result))
+    names = ("config.json", "metrics.jsonl", "result.json", "learning_curve.png", *others)
+    print(f"written to {run.folder}: {', '.join(names)}")
+
+
 def _window(steps: int, most: int = 1000) -> int:
-    """The window of at most so many steps that leaves the fewest of a stream out."""
+    """The window length, at most ``most``, that drops the fewest trailing steps."""
     return min(range(min(most, steps), max(1, min(most, steps) // 2) - 1, -1), key=lambda window: steps % window)
 
 
 def _recurrent(config: Training, task: Task, model: mgu.Model, width: int) -> dict[str, int]:
-    """Parameters of the layer: of the cell at hand, and as the paper counts them at this width."""
+    """The number of parameters of the layer; for MGU, GRU and LSTM as the paper counts them at this width."""
     features = dict(task.options).get("embedding_size") or task.input_size
     counted = {
         "MGU": 2 * width * (width + features + 1),

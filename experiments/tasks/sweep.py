@@ -12,12 +12,10 @@ import numpy as np
 import mgu_jax as mgu
 from experiments.datasets import data
 from experiments.harness import plots
-from experiments.run import BadRequest, Common, Run, saved, use_devices
+from experiments.run import BadRequest, Common, Run, resumed_step, use_devices
 from experiments.speed import timing
-from mgu_jax.training.checkpoint import Checkpoints
 from mgu_jax.training.hyper import as_settings, per_member
-from mgu_jax.training.losses import accuracy
-from mgu_jax.training.sweep import Sweep, member_rows
+from mgu_jax.training.sweep import member_rows
 
 RATES, BIASES = (3e-4, 1e-3, 3e-3, 1e-2), (-2.0, -1.0, 0.0, 1.0)
 EPOCH = 42  # steps
@@ -51,31 +49,31 @@ def main(config: Config) -> None:
     model = mgu.Model(8, (config.hidden_size,), 10, readout="last")
     recipe = mgu.Recipe(model, schedule="cosine", total_steps=steps, batch_size=32)
     hyper = hyper._replace(clip_norm=1.0)
-    options = {"hyper": hyper, "keys": keys, "steps_per_call": EPOCH, "devices": devices}
-    validation = mgu.Validation(digits.test, (accuracy,))
+    validation = mgu.Validation(digits.test, (mgu.losses.accuracy,))
 
-    with Checkpoints(run.path("checkpoints")) as checkpoints:
-        state: Sweep | None = None
-        if config.resume:
-            state = saved(checkpoints, mgu.start(recipe, keys, hyper, validation=validation))
-        run.rewind(int(state.step) if state else 0)
+    with mgu.Checkpoints(run.path("checkpoints")) as checkpoints:
+        first = mgu.start(recipe, keys, hyper, validation=validation)
+        run.rewind(resumed_step(checkpoints, first))
 
-        def on_call(state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
+        def on_call(state: mgu.Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
             for i, row in enumerate(member_rows(state, hyper)):
                 seen = {name: score[i] for name, score in scores.items()}
                 run.log(int(state.step), "test", setting=row["setting"], seed=row["seed"], loss=losses[i, -1], **seen)
-            checkpoints.save(int(state.step), state)
             return f"best accuracy {np.nanmax(scores['accuracy']):.2%}" if scores else ""
 
         state, _ = mgu.sweep(
             recipe,
             digits.train,
+            hyper=hyper,
+            keys=keys,
             steps=steps,
-            state=state,
+            state=first,
+            checkpoints=checkpoints,
+            steps_per_call=EPOCH,
             validation=validation,
+            devices=devices,
             on_call=on_call,
             progress=True,
-            **options,
         )
 
     members, best = member_rows(state, hyper), mgu.best_member(state, hyper, validation)
