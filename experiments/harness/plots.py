@@ -2,7 +2,7 @@
 
 One function per picture; it draws values and measures nothing. A new cell needs a colour and a mark in ``CELLS``. A
 picture of result files holds a digest of what it shows, so that a test notices an outdated one; ``python -m experiments
-report`` draws it anew. The benchmark's pictures are in speed/plots.py.
+report`` draws it again. The benchmark's pictures are in speed/plots.py.
 """
 
 import hashlib

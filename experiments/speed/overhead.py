@@ -140,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         f"| time of a sweep over {many['count']} members on {many['devices']} CPU devices, relative to "
         f"{many['count']} times one member on one device, B, T, H = {members_B}, {members_T}, {members_H} "
         f"| {many['relative_to_one_by_one']:.2f} |",
-        f"| time that saving a checkpoint of {saving['megabytes']:.1f} MB takes before the training goes on "
+        f"| time for which saving a checkpoint of {saving['megabytes']:.1f} MB stops the training "
         f"| {saving['ms_of_save']:.1f} ms |",
         f"| the next call of the compiled loop, while the checkpoint is being written "
         f"| {saving['ms_of_a_call_while_writing']:.0f} ms ({saving['ms_of_a_call']:.0f} ms otherwise) |",

@@ -1,4 +1,4 @@
-"""What every experiment promises: its flags, the folder that it leaves, and a run that resumes bit for bit."""
+"""What every experiment promises: its flags, the folder that it writes, and a run that resumes bit for bit."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
 
 
 def start_and_kill(folder, flags, rows, seconds):
-    """Start a run as a process and kill it without warning, some seconds after so many rows of metrics."""
+    """Start a run as a process and kill it, some seconds after it has written this number of rows of metrics."""
     command = [sys.executable, "-m", "experiments", *flags, "--out", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = folder / "metrics.jsonl"
@@ -140,7 +140,7 @@ def ends_as(folder, whole):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
-    """Killed without warning between two checkpoints, then resumed: the same metrics, the same result."""
+    """A run killed between two checkpoints resumes to the same metrics and the same result."""
     assert run(*SMALL, "--out", tmp_path / "whole") == 0
     start_and_kill(tmp_path / "killed", SMALL, rows=9, seconds=0)
     assert not (tmp_path / "killed" / "result.json").exists()
@@ -164,7 +164,7 @@ def test_runs_killed_at_twenty_moments_resume_to_the_same_bits(tmp_path):
 
 
 def test_tensorboard_shows_what_the_metrics_hold(tmp_path):
-    """Also of a run that resumes: what was shown after its checkpoint is taken back."""
+    """Also for a run that resumes: what was shown after its checkpoint is taken back."""
     assert run("digits", "--quick", "--out", tmp_path / "run", "--tensorboard") == 0
     assert drop_newest_checkpoint(tmp_path / "run") == 42
     assert run("digits", "--quick", "--out", tmp_path / "run", "--tensorboard", "--resume") == 0
@@ -180,7 +180,7 @@ def test_tensorboard_shows_what_the_metrics_hold(tmp_path):
     assert wanted == {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 
-def test_resume_names_a_damaged_checkpoint_and_goes_on_without_it(tmp_path, capsys):
+def test_resume_names_a_damaged_checkpoint_and_continues_without_it(tmp_path, capsys):
     """One sentence and status 2; the checkpoint before it leads to the same bits."""
     folder = tmp_path / "run"
     flags = ["digits", "--quick", "--out", folder]
@@ -207,8 +207,8 @@ def test_a_checkpoint_that_cannot_be_saved_is_one_sentence(tmp_path, capsys, mon
     assert capsys.readouterr().err == f"error: {what}; those before it are whole.\n"
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
-    """Ctrl-C: one sentence, status 130, and a folder that resumes."""
+def test_an_interrupted_run_says_how_to_continue(tmp_path):
+    """Ctrl-C gives one sentence, status 130, and a folder from which the run resumes."""
     command = [sys.executable, "-m", "experiments", "digits", "--hidden-size", "16", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -244,7 +244,7 @@ def test_resume_refuses_what_it_cannot_do(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["notebook", pytest.param("gradients", marks=pytest.mark.slow)])
-def test_a_short_run_that_resumes_begins_again(name, tmp_path):
+def test_a_short_run_that_resumes_starts_again(name, tmp_path):
     flags = ["--quick", "--out", tmp_path / "run"]
     run(name, *flags)
     before = lines(tmp_path / "run")

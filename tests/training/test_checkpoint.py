@@ -1,6 +1,6 @@
 """Checkpoints: exact, written whole or not at all, and never restored to other numbers without an error.
 
-Their use in a run is tested in test_fit.py and test_experiments.py, their files in test_archive.py.
+Their use in a run is tested in test_fit.py and test_run.py, their files in test_archive.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Data sets: where they are looked for, that they are the published ones, how they are fetched, what they become."""
+"""Data sets: where they are searched, how they are verified and fetched, and the arrays made of them."""
 
 import functools
 import gzip
@@ -32,7 +32,7 @@ REAL = os.environ.get("MGU_JAX_DATA")
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """No folder with data unless a test names one, and a cache of its own."""
+    """No folder with data unless a test names one, and an empty cache."""
     monkeypatch.delenv("MGU_JAX_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -64,7 +64,7 @@ HELD = {
 
 
 @pytest.mark.parametrize("holder", HELD)
-def test_packed_or_not_it_is_the_content_that_counts(holder, tmp_path):
+def test_a_file_is_verified_by_its_unpacked_content(holder, tmp_path):
     (tmp_path / holder).write_bytes(HELD[holder])
     found = find(published(holders=tuple(HELD)), "get it", tmp_path)
     assert found.content == CONTENT
@@ -77,7 +77,7 @@ def test_packed_or_not_it_is_the_content_that_counts(holder, tmp_path):
 
 
 @pytest.mark.parametrize("holder", HELD)
-def test_damage_of_any_bit_is_seen_and_breaks_nothing(holder):
+def test_a_flip_of_any_bit_is_noticed(holder):
     for i in range(8 * len(HELD[holder])):
         damaged = bytearray(HELD[holder])
         damaged[i // 8] ^= 1 << i % 8
@@ -85,7 +85,7 @@ def test_damage_of_any_bit_is_seen_and_breaks_nothing(holder):
         assert content == CONTENT or not files.is_published(content, published()), i
 
 
-def test_the_places_in_their_order(tmp_path, monkeypatch):
+def test_places_are_searched_in_order(tmp_path, monkeypatch):
     named, variable, cache = tmp_path / "named", tmp_path / "variable", files.cache()
     monkeypatch.setenv("MGU_JAX_DATA", str(variable))
     installed = tmp_path / "package" / "set.txt"
@@ -126,7 +126,7 @@ def test_the_same_data_in_another_file(tmp_path):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """A server of one content that knows ranges; it may give up on the way."""
+    """A server of one content that answers ranges and may stop before the end."""
 
     def __init__(self, content, asked, gives, *arguments):
         self.content, self.asked, self.gives = content, asked, gives
@@ -166,7 +166,7 @@ def serve():
         server.server_close()
 
 
-def test_a_download_goes_on_where_it_was_cut(serve):
+def test_a_download_continues_where_it_stopped(serve):
     packed = gzip.compress(os.urandom(5000))
     content = gzip.decompress(packed)
     address, asked = serve(packed, [2000, 10_000])
@@ -178,13 +178,13 @@ def test_a_download_goes_on_where_it_was_cut(serve):
     assert [path.name for path in files.cache().iterdir()] == ["set.txt.gz"]
     assert asked == [0, 2000]
     assert find(file, "get it", None, download=True).where == str(files.cache() / "set.txt.gz")
-    assert len(asked) == 2  # what is there is not fetched again
-    # A draft that is whole already.
+    assert len(asked) == 2  # a file in the cache is not fetched again
+    # A draft that is already whole.
     (files.cache() / "set.txt.gz").rename(files.cache() / "set.txt.gz.part")
     assert find(file, "get it", None, download=True).content == content
 
 
-def test_another_content_than_the_published_one_does_not_stay(serve):
+def test_a_download_that_differs_from_the_published_file_is_removed(serve):
     address, _ = serve(gzip.compress(b"other"), [10_000])
     file = published(url=f"{address}/set.txt.gz", saved_as="set.txt.gz")
     with pytest.raises(BadRequest, match="--download got another file than the published one from http"):
@@ -212,7 +212,7 @@ def test_no_address_no_network_and_a_wrong_address(serve, tmp_path, monkeypatch)
     assert not files.cache().exists()
 
 
-def test_a_cache_that_cannot_be_written_is_said_to_be(serve, tmp_path):
+def test_a_cache_that_cannot_be_written_is_one_sentence(serve, tmp_path):
     address, _ = serve(b"content", [10_000])
     (tmp_path / "file").write_text("")
     with pytest.raises(BadRequest, match=r"^--download cannot write .*x\.part \(.*File exists\)\.$"):
@@ -225,7 +225,7 @@ def test_other_digits_are_refused(monkeypatch):
         data.digits()
 
 
-def test_the_list(tmp_path, capsys, monkeypatch):
+def test_the_command_lists_the_sets(tmp_path, capsys, monkeypatch):
     small = published(name="small", holders=())
     monkeypatch.setitem(data.SETS, "mnist", ("50 words", (small, small), "get it"))
     (tmp_path / "small").write_bytes(CONTENT)
@@ -242,7 +242,7 @@ def test_the_list(tmp_path, capsys, monkeypatch):
 
 
 def put(monkeypatch, tmp_path, place, names, contents):
-    """Contents in place of the published ones, in files of the published names."""
+    """Replace published contents by others, in files with the published names."""
     fakes = [published(c, file.name, ()) for c, file in zip(contents, getattr(place, names), strict=True)]
     monkeypatch.setattr(place, names, tuple(fakes))
     for file, content in zip(fakes, contents, strict=True):
@@ -289,7 +289,7 @@ def test_verses_and_characters(monkeypatch, tmp_path):
 
 
 def test_reviews_are_the_same_from_both_files(monkeypatch, tmp_path):
-    """Both forms in which IMDB comes give the same arrays; the last tokens are kept, the last tenth is held out."""
+    """Both published forms of IMDB give the same arrays; the last tokens are kept, the last tenth validates."""
     rows = [
         {
             "split": split,
@@ -367,7 +367,7 @@ def test_the_real_reviews():
 
 
 def test_the_held_out_quarter_of_the_digits():
-    """A quarter of each class, none of it trained on, rows read from the top."""
+    """A quarter of each class, disjoint from the training part; rows are read from the top."""
     digits = data.digits()
     assert digits.train.xs.shape == (1347, 8, 8)
     assert digits.test.xs.shape == (450, 8, 8)
@@ -381,7 +381,7 @@ def test_the_held_out_quarter_of_the_digits():
     assert all(x.tobytes() in originals for x in digits.test.xs)
 
 
-def test_a_data_folder_that_is_not_there(tmp_path, capsys):
+def test_a_missing_data_folder_is_one_sentence(tmp_path, capsys):
     refuses(capsys, ["data", "--data-dir", tmp_path / "none"], "--data-dir", "a folder", tmp_path / "none")
 
 

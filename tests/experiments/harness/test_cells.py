@@ -1,4 +1,4 @@
-"""Flax's cells behind our Model: they compute what Flax computes, and everything that takes a Model takes them."""
+"""Flax's cells as models: they compute what Flax computes, and training takes them like any other model."""
 
 from typing import get_args
 
@@ -19,7 +19,7 @@ T, B, D, H, K = 5, 4, 3, 6, 2
 
 
 def by_hand(name, params, xs):
-    """hs of Flax's equations, in NumPy: every gate of h and x, one step after the other."""
+    """The states by Flax's equations in NumPy, gate by gate and step by step."""
     p = jax.tree.map(np.float64, dict(params.cell))
     h = c = np.zeros((xs.shape[1], H))
     hs = []
@@ -46,7 +46,7 @@ def by_hand(name, params, xs):
 
 
 @pytest.mark.parametrize("name", baselines.CELLS)
-def test_it_computes_what_flax_says(name):
+def test_a_baseline_computes_flaxs_equations(name):
     """All readouts, lengths, a carried state and single steps, against the equations."""
     key = jax.random.key(0)
     xs = np.asarray(jax.random.normal(key, (T, B, D)))
@@ -79,7 +79,7 @@ def test_it_computes_what_flax_says(name):
 
 
 @pytest.mark.parametrize("name", baselines.CELLS)
-def test_initial_values_are_flaxs_but_for_the_gate_that_keeps(name):
+def test_only_the_initial_forget_bias_differs_from_flax(name):
     kind, keeps, takes = baselines.CELLS[name]
     key = jax.random.key(1)
     params = baseline(name, D, H, K).init(key)
@@ -99,8 +99,7 @@ def test_initial_values_are_flaxs_but_for_the_gate_that_keeps(name):
         np.testing.assert_array_equal(chrono[takes]["bias"], -chrono[keeps]["bias"])
 
 
-def test_the_gate_that_keeps_keeps():
-    """With a large negative forget bias the state stays, whatever comes in."""
+def test_a_large_negative_forget_bias_keeps_the_state():
     xs = jax.random.normal(jax.random.key(0), (3, 1, D))
     for name in ("gru", "linen-mgu"):  # an LSTM adds to what it keeps
         model = baseline(name, D, H, K)
@@ -110,7 +109,7 @@ def test_the_gate_that_keeps_keeps():
         np.testing.assert_allclose(end, np.full((1, H), 0.3), rtol=1e-6)
 
 
-def test_dropout_is_on_what_the_layer_hands_on():
+def test_dropout_acts_on_the_output_of_the_layer():
     model = baseline("gru", D, H, H, dropout=0.5)
     key = jax.random.key(3)
     params = model.init(key)._replace(W_y=jnp.eye(H), b_y=jnp.zeros(H))
@@ -165,8 +164,7 @@ def test_every_cell_has_a_name_and_a_model():
 
 
 @pytest.mark.parametrize("name", ["mgu", "gru", "lstm", "min-gru"])
-def test_a_width_of_equal_parameters(name):
-    """No other width comes nearer."""
+def test_the_matched_width_comes_nearest_in_parameters(name):
     wanted = cells.counts(cells.build("mgu", 28, 100, 10))["recurrent"]
     width = cells.width_of(name, wanted, 28, 10)
     assert name != "mgu" or width == 100
@@ -174,7 +172,7 @@ def test_a_width_of_equal_parameters(name):
     assert min(off) == off[1]
 
 
-def test_chrono_takes_the_place_of_the_forget_bias():
+def test_chrono_replaces_the_forget_bias():
     key = jax.random.key(0)
     chrono = cells.build("mgu", D, H, K, mgu.chrono(50)).init(key, forget_bias=-1.0).layers[0].b_f
     assert len(set(np.asarray(chrono))) == H

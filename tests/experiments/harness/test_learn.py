@@ -1,4 +1,4 @@
-"""Experiments that train, in small sizes: what they learn from, what they leave, how seeds and cells are counted."""
+"""Experiments that train, in small sizes: their data, their files, their seeds and their parameter counts."""
 
 import os
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 @pytest.mark.parametrize("length", [None, 7])
-def test_adding_is_what_it_says(length):
+def test_the_targets_of_adding_are_sums_of_one_number_of_each_half(length):
     made = adding.sequences(np.random.default_rng(0), 500, length)
     lengths = np.full(500, length) if length else made.lengths
     assert made.xs.shape == (500, length or 55, 2)
@@ -36,8 +36,8 @@ ADDING = ["adding", "--quick", "--hidden-size", 8, "--length", 6, "--steps", 100
 
 
 @pytest.mark.slow
-def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
-    """The figures of each seed, their mean and deviation; seed 1 of two is the run of seed 1."""
+def test_seeds_trained_together_equal_separate_runs(tmp_path, capsys):
+    """The result has the score of each seed, their mean and deviation; seed 1 of two equals a run with seed 1."""
     assert run(*ADDING, "--seeds", 2, "--out", tmp_path / "two") == 0
     both = result(tmp_path / "two")
     assert "over 2 seeds" in capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_seeds_of_one_program_are_the_runs_of_each(tmp_path, capsys):
 
 
 def alphabet(symbols="abcd", repeats=(200, 40, 60)):
-    """A text that says its letters in their order, as streams."""
+    """A text that repeats its letters in order, as streams."""
     parts = [np.tile(np.arange(len(symbols), dtype=np.int32), n) for n in repeats]
     train, valid, test = (mgu.Stream(part[:-1], part[1:]) for part in parts)
     return DataSet(train, test, {"alphabet": "0" * 64}, valid, tuple(symbols))
@@ -72,7 +72,7 @@ CHARS += ["--steps", 96, "--learning-rate", 0.02, "--dropout", 0.1, "--temperatu
 
 @pytest.mark.slow
 def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
-    """The letters in their order, from a stream with its state carried; killed before its end, to the same bits."""
+    """A model learns the letters in order; a run killed before its end resumes to the same bits."""
     monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
     assert run(*CHARS, "--out", tmp_path / "run") == 0
     whole = result(tmp_path / "run")
@@ -109,7 +109,7 @@ def test_a_batch_too_large_for_a_stream_is_one_sentence(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_own_dropout_alone(tmp_path, capsys):
+def test_a_run_resumes_only_with_its_own_dropout(tmp_path, capsys):
     flags = [*ADDING, "--out", tmp_path / "run"]
     assert run(*flags, "--dropout", 0.1) == 0
     refuses(capsys, [*flags, "--dropout", 0.2, "--resume"], "dropout", "was 0.1", "0.2")
@@ -121,7 +121,7 @@ def test_a_cell_without_a_forget_bias_learns_where_others_have_chrono(tmp_path):
 
 
 def test_samples_follow_the_model_and_the_temperature():
-    """Of a model whose next token is certain; and one drawn at a high temperature is spread."""
+    """A model whose next token is certain writes only that; at a high temperature all tokens appear."""
     model = mgu.Model(3, (4,), 3, readout="all", embedding_size=3)
     params = model.init(jax.random.key(0))
     certain = params._replace(W_y=0 * params.W_y, b_y=jax.numpy.array([0.0, 9.0, 0.0]))
@@ -133,7 +133,7 @@ def test_samples_follow_the_model_and_the_temperature():
 
 
 @pytest.mark.slow
-def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
+def test_words_with_a_baseline_of_the_same_parameter_count(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "kjv", lambda *_: alphabet())
     flags = ["words", "--text", "kjv", "--cell", "gru", "--match", "mgu", "--hidden-size", 12, "--embedding-size", 3]
     assert (
@@ -148,8 +148,8 @@ def test_words_of_a_baseline_with_as_many_parameters(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_reviews_choose_by_those_held_out(tmp_path, monkeypatch):
-    """Tokens, lengths, a mean of states; the best step is that of the held-out reviews."""
+def test_validation_reviews_choose_the_step(tmp_path, monkeypatch):
+    """With tokens, lengths and a mean of states; the best step is that of the validation reviews."""
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 2, 80).astype(np.int32)
     xs = np.where(rng.random((80, 6)) < 0.5, 1, 2 + targets[:, None]).astype(np.int32)
@@ -167,7 +167,7 @@ def test_reviews_choose_by_those_held_out(tmp_path, monkeypatch):
     assert made["best_step"] == [best["step"]]
 
 
-def test_pixels_are_all_there_in_one_order():
+def test_permuted_images_have_all_pixels_in_one_order():
     xs = np.arange(2 * 784, dtype=np.float32).reshape(2, 28, 28)
     images = DataSet(mgu.Data(xs, np.zeros(2, np.int32)), mgu.Data(xs[:1], np.zeros(1, np.int32)), {})
     plain, permuted = (mnist_pixels.pixels(images, permuted) for permuted in (False, True))
@@ -184,7 +184,7 @@ def test_a_frozen_seed_is_left_out_and_named():
     assert seen["loss_per_seed"] == [1.0, None, 3.0]
 
 
-def test_a_window_leaves_little_of_a_test_text_out():
+def test_a_window_drops_at_most_two_steps_of_a_test_text():
     for steps in (82_429, 55_769, 47_235, 999, 7):
         window = learning._window(steps)
         assert window <= min(steps, 1000)
@@ -192,7 +192,7 @@ def test_a_window_leaves_little_of_a_test_text_out():
 
 
 @pytest.mark.parametrize("name", ["mnist-pixels", "words", "chars", "imdb", "vowels"])
-def test_a_set_that_is_not_there_is_one_sentence(name, tmp_path, capsys):
+def test_a_missing_data_set_is_one_sentence(name, tmp_path, capsys):
     refuses(capsys, [name, "--out", tmp_path / "run"], "is in none of the folders")
     assert list(tmp_path.iterdir()) == []
 
@@ -217,6 +217,6 @@ def test_vowels_reach_93_percent(tmp_path):
 
 @pytest.mark.slow
 def test_adding_learns_in_2000_steps(tmp_path):
-    """Below the paper's 0.0045 by far."""
+    """Far below the paper's 0.0045."""
     assert run("adding", "--steps", 2000, "--out", tmp_path / "run") == 0
     assert result(tmp_path / "run")["squared_error"] < 0.001

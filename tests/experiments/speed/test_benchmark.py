@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: the same work for all, every round, and tables that follow from the rows."""
+"""The benchmark gives all layers the same work in every round, and its tables follow from its rows."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def test_on_two_devices_is_the_same_work(name):
             assert relative_error(got, wanted) <= 1e-5
 
 
-def test_everybody_runs_in_every_round():
+def test_every_function_runs_once_per_round():
     calls = []
 
     def contestant(name):
@@ -57,14 +57,14 @@ def test_everybody_runs_in_every_round():
 
 
 def test_ratios_are_paired():
-    """A round that is slow for everybody changes nothing."""
+    """A round that is slow for both functions does not change their ratio."""
     ours = np.array([1.0, 1.0, 5.0, 1.0])
     assert timing.ratio(2 * ours, ours) == 2
     assert timing.spread(np.array([1.0, 2.0, 3.0])) == {"ms": 2000.0, "low": 1500.0, "high": 2500.0}
 
 
 def test_flop_are_those_of_the_products():
-    """As the compiler counts them for one step without a loop, but for the elementwise work."""
+    """The compiler counts the same for one step without a loop, apart from the elementwise work."""
     B, T, D, H = 8, 1, 64, 128
     function, arguments = peers.on_one_device(peers.OURS["MGU, autodiff"], (B, T, D, H))["forward"]
     counted = function.lower(*arguments).compile().cost_analysis()["flops"]
@@ -73,7 +73,7 @@ def test_flop_are_those_of_the_products():
 
 
 def test_products_alone_are_all_products():
-    """None is merged with another by the compiler, and none left out."""
+    """The compiler merges and omits none of them."""
     for where, count in (("in the loop", 4), ("outside", 8)):
         function, arguments = peers.products_alone(SIZE)[f"products {where}"]
         assert function.lower(*arguments).compile().as_text().count(" dot(") == count

@@ -169,7 +169,7 @@ def test_13_each_sample_keeps_its_own_error(model, params):
 
 
 def test_14_training_runs_and_its_loss_falls():
-    """The notebook's own problem; test_experiments.py runs it from the command line."""
+    """The notebook's own problem; test_tasks.py runs it from the command line."""
     ones = np.ones((3, 10, 1), np.float32)
     model = mgu.Model(1, (5,), 1, initializer="notebook")
     recipe = mgu.Recipe(model, losses.squared_error, "sgd", batch_size=3)

@@ -30,7 +30,7 @@ def test_digits(tmp_path, capsys):
     assert is_png(tmp_path / "a" / "learning_curve.png")
     assert is_png(tmp_path / "a" / "gates.png")
 
-    # The same seed, the same result; another seed, another one.
+    # The same seed gives the same result, another seed a different one.
     run("digits", "--quick", "--out", tmp_path / "b")
     run("digits", "--quick", "--out", tmp_path / "c", "--seed", 1)
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
@@ -38,7 +38,7 @@ def test_digits(tmp_path, capsys):
 
 
 def test_notebook(tmp_path, capsys):
-    """The notebook's own test: the loss falls, at every time step, and the gradients hold."""
+    """The notebook's own problem: the loss falls at every time step, and the gradient check passes."""
     assert run("notebook", "--out", tmp_path / "run") == 0
     made = result(tmp_path / "run")
     assert len(made["loss"]) == 10
@@ -56,7 +56,7 @@ def test_notebook(tmp_path, capsys):
 
 
 def test_sweep(tmp_path, capsys):
-    """All members in one program; resumed, the same to the bit."""
+    """All members in one program; a resumed sweep repeats the same bits."""
     flags = ["sweep", "--quick", "--seeds", 2]
     assert run(*flags, "--out", tmp_path / "run") == 0
     made = result(tmp_path / "run")
