@@ -28,7 +28,7 @@ def main(config: Config) -> None:
     run = Run("gradients", config, {})
     run.rewind(0)  # a run that resumes starts again and repeats the same bits
     sizes = ((3, 7, 4, 5),) if config.quick else SIZES
-    print(f"{'B, T, D, H':20}{'dtype':10}{'manual:autodiff':>17}{'manual:differences':>20}")
+    print(f"{'B, T, D, H':20}{'dtype':10}{'against autodiff':>18}{'against differences':>21}")
     rows = []
     for dtype in (jnp.float64, jnp.float32):
         with jax.enable_x64(dtype == jnp.float64):
@@ -42,7 +42,7 @@ def main(config: Config) -> None:
                 rows.append({"size": size, "dtype": report.dtype} | worst)
                 run.log(len(rows), report.dtype, **worst)
                 name = ", ".join(map(str, size))
-                print(f"{name:20}{report.dtype:10}{report.worst:17.1e}{report.worst_differences:20.1e}", flush=True)
+                print(f"{name:20}{report.dtype:10}{report.worst:18.1e}{report.worst_differences:21.1e}", flush=True)
     worst = {dtype: max(r["autodiff"] for r in rows if r["dtype"] == dtype) for dtype in ("float64", "float32")}
     run.finish({"rows": rows, "worst_against_autodiff": worst})
     print(f"\nworst against autodiff: {worst['float64']:.1e} in float64, {worst['float32']:.1e} in float32")

@@ -51,7 +51,7 @@ def test_notebook(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "loss per time step, iteration  1:" in text
     assert "loss per time step, iteration 10:" in text
-    assert "manual:differences" in text
+    assert "manual vs finite differences" in text
     assert is_png(tmp_path / "run" / "loss_per_time_step.png")
 
 
