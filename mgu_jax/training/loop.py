@@ -19,8 +19,9 @@ from mgu_jax.training.batch import check_limits, limits_of, stack
 from mgu_jax.training.data import check_data, check_stream
 from mgu_jax.training.devices import put
 from mgu_jax.training.evaluate import Validation
-from mgu_jax.training.hyper import Hyper, check_hyper
+from mgu_jax.training.hyper import Hyper
 from mgu_jax.training.progress import Progress
+from mgu_jax.training.start import check_parts
 from mgu_jax.training.step import Recipe
 
 STEPS_PER_CALL = 100
@@ -58,12 +59,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         recipe, data = self.recipe, self.data
-        for name, kind in (("recipe", Recipe), ("hyper", Hyper)):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
-        if self.validation is not None and not isinstance(self.validation, Validation):
-            raise TypeError(f"validation must be a Validation; got {checks.describe(self.validation)}.")
+        check_parts(recipe, self.hyper, self.validation)
         if self.checkpoints is not None and not hasattr(self.checkpoints, "restore"):
             rule = "checkpoints must be an mgu_jax.Checkpoints"
             raise TypeError(f"{rule}; got {checks.describe(self.checkpoints)}.")
@@ -75,7 +71,6 @@ class Plan:
             check_data(data, recipe.batch_size, " or a function of the step that returns one")
         checks.check_size("steps", self.steps)
         checks.check_size("steps_per_call", self.steps_per_call)
-        check_hyper(self.hyper)
         if recipe.total_steps is not None and recipe.schedule != "constant" and self.steps > recipe.total_steps:
             rule = f"steps must be at most {recipe.total_steps}, the schedule's total_steps"
             raise ValueError(f"{rule}; got {self.steps}.")

@@ -38,17 +38,27 @@ def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Val
         TypeError: an argument of another type.
         ValueError: numbers out of bounds, or settings of different lengths.
     """
+    check_parts(recipe, hyper, validation)
+    if checks.is_keys(key):
+        return init_sweep(recipe, key, hyper, validation)
+    checks.check_key("key", key)
+    check_one_setting(hyper)
+    return init_state(recipe, key, hyper, validation)
+
+
+def check_parts(recipe: Any, hyper: Any, validation: Any) -> None:
+    """Check the types of the parts of a run, and the bounds of its numbers.
+
+    Raises:
+        TypeError: a part has another type.
+        ValueError: a number is out of bounds.
+    """
     for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
     if validation is not None and not isinstance(validation, Validation):
         raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
     check_hyper(hyper)
-    if checks.is_keys(key):
-        return init_sweep(recipe, key, hyper, validation)
-    checks.check_key("key", key)
-    check_one_setting(hyper)
-    return init_state(recipe, key, hyper, validation)
 
 
 def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation | None = None) -> TrainState:

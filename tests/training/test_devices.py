@@ -1,4 +1,4 @@
-"""The batch split over devices, and over processes: the same run as on one device."""
+"""A batch split over devices, or over processes, gives the same run as on one device."""
 
 import json
 import os
@@ -48,8 +48,8 @@ def check_close(got, wanted, bound=2e-6):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_on_two_devices_a_run_is_the_same(name):
-    """But for the order in which the samples' gradients are summed: parameters within 2e-6 after six steps."""
+def test_a_run_on_two_devices_equals_the_run_on_one(name):
+    """Only the order of sums over samples differs: parameters agree within 2e-6 after six steps."""
     model, data, window = RUNS[name]
     recipe = mgu.Recipe(model, optimizer="momentum", batch_size=8, window=window)
     validation = None
@@ -72,18 +72,18 @@ def test_on_two_devices_a_run_is_the_same(name):
     )
 
 
-def test_on_two_devices_a_run_resumes_to_the_same_bits():
+def test_a_run_on_two_devices_resumes_to_the_same_bits():
     recipe = mgu.Recipe(LANGUAGE, batch_size=8, window=6)
     arguments = {"key": jax.random.key(1), "steps_per_call": 3, "devices": 2}
     whole, _ = mgu.fit(recipe, STREAM, steps=6, **arguments)
     half, _ = mgu.fit(recipe, STREAM, steps=3, **arguments)
-    half = jax.device_put(half, jax.devices()[0])  # as a checkpoint has it
+    half = jax.device_put(half, jax.devices()[0])  # as from another machine
     resumed, _ = mgu.fit(recipe, STREAM, steps=6, state=half, **arguments)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_the_parts_of_a_batch_have_noise_of_their_own():
+def test_each_part_of_a_batch_draws_its_own_noise():
     twice = mgu.Data(np.tile(SAMPLES.xs[:4], (2, 1, 1)), np.tile(SAMPLES.targets[:4], 2))
     params, mesh = NOISY.init(jax.random.key(0)), mesh_of(2, "samples of a batch", 8)
     run = jax.jit(lambda noise: run_model(NOISY, params, twice, None, noise, mesh)[0])
@@ -93,7 +93,7 @@ def test_the_parts_of_a_batch_have_noise_of_their_own():
     assert (np.abs(first - second).max(1) > 1e-3).all()
 
 
-def test_a_run_of_two_devices_goes_on_with_one():
+def test_a_run_on_two_devices_continues_on_one():
     recipe = mgu.Recipe(LAST, batch_size=8)
     two, _ = mgu.fit(recipe, SAMPLES, steps=2, key=jax.random.key(1), devices=2)
     one, _ = mgu.fit(recipe, SAMPLES, steps=4, key=jax.random.key(1), state=two)
@@ -101,7 +101,7 @@ def test_a_run_of_two_devices_goes_on_with_one():
 
 
 @pytest.mark.slow
-def test_halving_on_devices_that_do_not_divide_what_is_left():
+def test_halving_on_devices_that_do_not_divide_the_settings_left():
     hyper, keys = mgu.grid(learning_rate=(1e-3, 1e-2)), jax.random.split(jax.random.key(0), 1)
     validation = mgu.Validation(SAMPLES, (cross_entropy,), higher_is_better=False)
     options = {"hyper": hyper, "keys": keys, "rungs": (1, 2), "validation": validation}
@@ -110,7 +110,7 @@ def test_halving_on_devices_that_do_not_divide_what_is_left():
     assert len(left[0]) == 1
 
 
-# Runs as it is, in one process of four devices or in two of two: the lines differ in nothing but who they are.
+# Runs unchanged in one process with four devices, or in two processes with two devices each.
 SCRIPT = """
 import json, sys
 import jax
@@ -164,12 +164,12 @@ def run_processes(folder, processes):
 
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     said = run_together(processes, command, env=environment, cwd=ROOT)
-    return json.loads(said[0].splitlines()[-1])  # gloo says before it who is there
+    return json.loads(said[0].splitlines()[-1])  # gloo prints its own lines before it
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path):
-    """Two processes of two devices, one process of four: the same losses and parameters, within 1e-5."""
+def test_two_processes_give_the_run_of_one(tmp_path):
+    """Two processes with two devices each, one process with four: losses and parameters agree within 1e-5."""
     one, two = (run_processes(tmp_path / str(n), n) for n in (1, 2))
     assert one.keys() == two.keys()
     for name in one:

@@ -1,4 +1,4 @@
-"""Successive halving is the sweep, of fewer and fewer settings."""
+"""Successive halving is a sweep of fewer and fewer settings."""
 
 import jax
 import numpy as np
@@ -7,9 +7,11 @@ import pytest
 import mgu_jax as mgu
 from mgu_jax.gradients import relative_error
 from tests.same import same
-from tests.training.test_sweep import GRID, KEYS, RECIPE, VALIDATION, samples
+from tests.training.common import KEYS, Killed, kill_in_call, samples
+from tests.training.test_sweep import GRID, RECIPE, VALIDATION
 
 pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
+
 
 OPTIONS = {
     "recipe": RECIPE, "data": samples(), "hyper": GRID, "keys": KEYS, "validation": VALIDATION, "steps_per_call": 5,
@@ -17,7 +19,7 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-def test_halving_leaves_the_better_half_each_time_and_they_are_as_in_the_whole_sweep():
+def test_halving_keeps_the_better_half_whose_runs_equal_those_of_the_whole_sweep():
     whole, _ = mgu.sweep(steps=12, **OPTIONS)
     early, _ = mgu.sweep(steps=5, **OPTIONS)
     means = np.asarray(early.members.best.score).reshape(4, 2).mean(1)
@@ -35,11 +37,30 @@ def test_halving_leaves_the_better_half_each_time_and_they_are_as_in_the_whole_s
 
 
 @pytest.mark.slow
-def test_a_halving_resumes_to_the_same_bits(tmp_path):
-    """From the middle of a rung, from its end, where settings are still to be dropped, and from the very end."""
+def test_a_halving_continues_from_any_state_to_the_same_bits():
+    """From the middle of a rung, from its end, before settings are dropped, and from the last step."""
     what, states = OPTIONS | {"keys": KEYS[:1], "rungs": (2, 5), "steps_per_call": 2}, []
     whole = mgu.halving(on_call=lambda state, *_: states.append(state), **what)
     assert [int(state.sweep.step) for state in states] == [2, 4, 5]
     assert [len(state.left) for state in states] == [4, 2, 2]
     for state in states:
         assert same(mgu.halving(state=state, **what), whole)
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_a_killed_halving_resumes_to_the_same_bits(call, tmp_path):
+    """Killed after the first rung's only checkpoint before its end, and after the first checkpoint of its end."""
+    options = OPTIONS | {"keys": KEYS[:1], "rungs": (4, 6), "steps_per_call": 2}
+    whole = mgu.halving(**options)
+    with mgu.Checkpoints(tmp_path) as checkpoints, pytest.raises(Killed):
+        mgu.halving(checkpoints=checkpoints, on_call=kill_in_call(call), **options)
+    states = []
+    with mgu.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 4][: call - 1]
+        on_call = lambda state, *_: states.append(len(state.left))  # noqa: E731
+        resumed = mgu.halving(checkpoints=checkpoints, on_call=on_call, **options)
+    assert states == {2: [4, 2], 3: [2]}[call]
+    assert same(resumed, whole)
+    with mgu.Checkpoints(tmp_path) as checkpoints:
+        again = mgu.halving(checkpoints=checkpoints, **options)
+    assert same(again, whole)

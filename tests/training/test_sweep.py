@@ -1,4 +1,4 @@
-"""A sweep is the run of ``fit``, many times over, in one program."""
+"""A sweep is many runs of ``fit`` in one program."""
 
 import json
 
@@ -8,25 +8,23 @@ import numpy as np
 import pytest
 
 import mgu_jax as mgu
+from mgu_jax import losses
 from mgu_jax.gradients import relative_error
-from mgu_jax.training import evaluate, losses
-from mgu_jax.training.hyper import as_settings, per_member
+from mgu_jax.training import evaluate
+from mgu_jax.training.hyper import as_settings
 from mgu_jax.training.sweep import member_rows, run_members
 from tests.same import same
-
-KEYS = jax.random.split(jax.random.key(11), 2)
-MODEL = mgu.Model(3, (5,), 2, readout="last")
-RECIPE = mgu.Recipe(MODEL, batch_size=8)
+from tests.training.common import KEYS, LAST, Killed, kill_in_call, samples
 
 pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
 
 
-def samples(count=24):
-    xs = np.random.default_rng(0).standard_normal((count, 6, 3)).astype(np.float32)
-    return mgu.Data(xs, (xs.sum((1, 2)) > 0).astype(np.int32))
+RECIPE = mgu.Recipe(LAST, batch_size=8)
 
 
 GRID = mgu.grid(learning_rate=(1e-3, 3e-2), forget_bias=(-1.0, 1.0))
+
+
 VALIDATION = mgu.Validation(samples(), (losses.cross_entropy,), higher_is_better=False)
 
 
@@ -34,24 +32,8 @@ def run(**options):
     return mgu.sweep(RECIPE, samples(), **({"hyper": GRID, "keys": KEYS, "steps": 10, "steps_per_call": 5} | options))
 
 
-def test_settings_on_a_grid_and_at_random():
-    np.testing.assert_allclose(GRID.learning_rate, [1e-3, 1e-3, 3e-2, 3e-2])
-    np.testing.assert_allclose(GRID.forget_bias, [-1, 1, -1, 1])
-    assert GRID.weight_decay == 0.0
-    drawn = mgu.draw(KEYS[0], 1000, learning_rate=mgu.log_uniform(1e-4, 1e-1), forget_bias=mgu.uniform(-2, 2))
-    rates = np.asarray(drawn.learning_rate)
-    assert rates.shape == (1000,)
-    assert rates.min() >= 1e-4
-    assert rates.max() <= 1e-1
-    assert abs(np.log10(rates).mean() + 2.5) < 0.1  # as likely in every decade
-    assert abs(np.asarray(drawn.forget_bias).mean()) < 0.15
-    assert abs(np.corrcoef(np.log(rates), drawn.forget_bias)[0, 1]) < 0.1
-    again = mgu.draw(KEYS[0], 1000, learning_rate=mgu.log_uniform(1e-4, 1e-1), forget_bias=mgu.uniform(-2, 2))
-    np.testing.assert_array_equal(again.learning_rate, rates)
-
-
-def test_every_member_is_the_run_alone():
-    """Order of samples, initial values, validation and all; float32 sums may be taken in another order under vmap."""
+def test_every_member_equals_its_run_alone():
+    """Order of samples, initial values and validation; vmap may only change the order of float32 sums."""
     state, values = run(validation=VALIDATION)
     assert values.shape == (8, 10)
     each = as_settings(GRID)[0]
@@ -70,7 +52,7 @@ def test_every_member_is_the_run_alone():
 
 
 @pytest.mark.parametrize("options", [{"at_once": 3}, {"devices": 2}], ids=["in parts", "on two devices"])
-def test_where_and_how_many_at_once_changes_nothing(options):
+def test_at_once_and_devices_change_nothing(options):
     right, values = run()
     state, others = run(**options)
     np.testing.assert_allclose(others, values, rtol=2e-5)
@@ -80,7 +62,7 @@ def test_where_and_how_many_at_once_changes_nothing(options):
         assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(state.members.params))
 
 
-def test_a_member_that_is_not_finite_is_frozen_and_its_neighbours_do_not_notice():
+def test_a_member_that_is_not_finite_is_frozen_and_the_others_are_unaffected():
     def with_rate(rate):
         return run(hyper=mgu.Hyper(learning_rate=jnp.array([1e-2, rate, 3e-2])), steps=15, validation=VALIDATION)
 
@@ -101,18 +83,14 @@ def test_a_member_that_is_not_finite_is_frozen_and_its_neighbours_do_not_notice(
 
 
 def test_at_once_bounds_the_memory():
-    """Of training and of validation: what four members need one after the other is less than all at once."""
-    state, hyper = (
-        mgu.start(RECIPE, KEYS[:1], GRID, validation=VALIDATION),
-        per_member(GRID, 1)._replace(weight_decay=jnp.zeros(4)),
-    )
-    each = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (4,)), hyper)
+    """In training and in validation, four members need less memory one after another than together."""
+    state, each = mgu.start(RECIPE, KEYS[:1], GRID, validation=VALIDATION), as_settings(GRID)[0]
     data = samples(960)
 
     def needs(at_once):
         training = run_members.lower(state.members, state.stopped, each, data, recipe=RECIPE, steps=2, at_once=at_once)
         validating = evaluate._measure_members.lower(
-            state.members.params, None, {}, data, MODEL, (losses.cross_entropy,), at_once, None
+            state.members.params, None, {}, data, LAST, (losses.cross_entropy,), at_once, None
         )
         return [program.compile().memory_analysis().temp_size_in_bytes for program in (training, validating)]
 
@@ -121,7 +99,7 @@ def test_at_once_bounds_the_memory():
     assert few < 0.5 * many
 
 
-def test_a_sweep_ends_where_all_members_are_frozen(capsys):
+def test_a_sweep_ends_when_all_members_are_frozen(capsys):
     hyper = mgu.Hyper(learning_rate=jnp.array([1e38, 1e38]))
     state, values = run(hyper=hyper, keys=KEYS[:1], progress=True, on_call=lambda *_: "a text")
     assert int(state.step) == values.shape[1] == 5
@@ -131,15 +109,15 @@ def test_a_sweep_ends_where_all_members_are_frozen(capsys):
     json.dumps(row, allow_nan=False)
 
 
-def test_a_validation_may_come_later():
+def test_a_validation_can_be_added_later():
     state, _ = run(steps=5)
     state, _ = run(state=state, validation=VALIDATION)
     assert np.isfinite(state.members.best.score).all()
 
 
 @pytest.mark.slow
-def test_a_neighbour_that_is_not_there_changes_nothing_either():
-    """The sweep without the broken member at all."""
+def test_leaving_out_the_broken_member_changes_nothing():
+    """The others have the same bits without it."""
     with_it, without = jnp.array([1e-2, 1e38, 3e-2]), jnp.array([1e-2, 3e-2])
     two, three = (run(hyper=mgu.Hyper(learning_rate=rates))[0] for rates in (without, with_it))
     for i, j in ((0, 0), (1, 1), (2, 4), (3, 5)):
@@ -160,20 +138,20 @@ def test_resumes_to_the_same_bits():
     np.testing.assert_array_equal(values[:, 5:], rest)
 
 
-def test_one_trace_a_configuration():
+def test_one_trace_per_configuration():
     traces = []
 
     def loss(ys, targets):
         traces.append(1)
         return losses.cross_entropy(ys, targets)
 
-    recipe = mgu.Recipe(MODEL, loss, batch_size=8)
+    recipe = mgu.Recipe(LAST, loss, batch_size=8)
     for rate in (1e-3, 1e-2):
         mgu.sweep(recipe, samples(), hyper=GRID._replace(learning_rate=rate), keys=KEYS, steps=10, steps_per_call=5)
     assert len(traces) == 1
 
 
-def test_the_best_member_comes_out_as_an_ordinary_pytree():
+def test_best_member_is_an_ordinary_pytree():
     state, _ = run(validation=VALIDATION)
     best = mgu.best_member(state, GRID, VALIDATION)
     rows = member_rows(state, GRID)
@@ -181,12 +159,12 @@ def test_the_best_member_comes_out_as_an_ordinary_pytree():
     row = rows[best.setting * 2 + best.seed]
     assert row["score"] == best.score
     assert row["learning_rate"] == float(best.hyper.learning_rate) == float(GRID.learning_rate[best.setting])
-    (score,) = mgu.evaluate(MODEL, best.params, samples(), (losses.cross_entropy,))
+    (score,) = mgu.evaluate(LAST, best.params, samples(), (losses.cross_entropy,))
     np.testing.assert_allclose(score, best.score, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_streams_and_noise_are_swept_too():
+def test_streams_and_noise_can_be_swept():
     tokens = np.random.default_rng(0).integers(0, 7, 101).astype(np.int32)
     stream, model = mgu.Stream(tokens[:-1], tokens[1:]), mgu.Model(7, (6,), 7, embedding_size=4)
     recipe = mgu.Recipe(model, batch_size=2, window=5)
@@ -202,11 +180,11 @@ def test_streams_and_noise_are_swept_too():
     assert float(state.members.best.score[0]) <= score * (1 + 1e-5)
 
 
-def test_zoneout_is_validated_with_each_members_own():
+def test_each_member_is_validated_with_its_own_zoneout():
     state, _ = run(hyper=mgu.Hyper(zoneout=jnp.array([0.0, 0.6])), validation=VALIDATION, steps=3)
     for i, rate in enumerate((0.0, 0.0, 0.6, 0.6)):
         params = jax.tree.map(lambda a, i=i: a[i], state.members.best.params)
-        (score,) = mgu.evaluate(MODEL, params, samples(), VALIDATION.metrics, zoneout=rate)
+        (score,) = mgu.evaluate(LAST, params, samples(), VALIDATION.metrics, zoneout=rate)
         np.testing.assert_allclose(state.members.best.score[i], score, rtol=1e-5)
 
 
@@ -220,8 +198,31 @@ def test_a_frozen_member_is_never_the_best():
         mgu.best_member(none, mgu.Hyper(), VALIDATION)
 
 
-def test_a_member_starts_as_a_run_does():
-    state, _ = run(steps=1, hyper=mgu.Hyper(learning_rate=0.0), steps_per_call=1)
-    for s in range(2):
-        params = mgu.start(RECIPE, KEYS[s]).params
-        assert same(jax.tree.map(lambda a, s=s: a[s], state.members.params), params)
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_killed_sweep_resumes_to_the_same_bits(call, tmp_path):
+    """One member is frozen on the way, and is still frozen after the sweep resumed."""
+    hyper = mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38]))
+    whole, values = run(hyper=hyper, validation=VALIDATION, steps_per_call=4)
+    assert (np.asarray(whole.stopped) >= 0).tolist() == [False, False, True, True]
+    options = {"hyper": hyper, "validation": VALIDATION, "steps_per_call": 4}
+    with mgu.Checkpoints(tmp_path) as checkpoints, pytest.raises(Killed):
+        run(checkpoints=checkpoints, on_call=kill_in_call(call), **options)
+    with mgu.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [4, 8][: call - 1]
+        resumed, rest = run(checkpoints=checkpoints, **options)
+    assert same(resumed, whole)
+    np.testing.assert_array_equal(rest, values[:, 4 * (call - 1) :])
+
+
+def test_a_sweep_makes_the_next_batches_while_the_device_works():
+    events, data = [], samples(8)
+
+    def source(step):
+        events.append(step)
+        return data
+
+    mgu.sweep(
+        RECIPE, source, hyper=GRID, keys=KEYS, steps=6, steps_per_call=2,
+        on_call=lambda state, *_: events.append(f"call {int(state.step)}"),
+    )  # fmt: skip
+    assert events == [0, 1, 2, 3, "call 2", 4, 5, "call 4", "call 6"]
