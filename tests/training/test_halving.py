@@ -38,7 +38,7 @@ def test_halving_keeps_the_better_half_whose_runs_equal_those_of_the_whole_sweep
 
 @pytest.mark.slow
 def test_a_halving_continues_from_any_state_to_the_same_bits():
-    """From the middle of a rung, from its end, before settings are dropped, and from the last step."""
+    """The states are from the middle of a rung, from its end before settings are dropped, and from the last step."""
     what, states = OPTIONS | {"keys": KEYS[:1], "rungs": (2, 5), "steps_per_call": 2}, []
     whole = mgu.halving(on_call=lambda state, *_: states.append(state), **what)
     assert [int(state.sweep.step) for state in states] == [2, 4, 5]
@@ -49,7 +49,7 @@ def test_a_halving_continues_from_any_state_to_the_same_bits():
 
 @pytest.mark.parametrize("call", [2, 3])
 def test_a_killed_halving_resumes_to_the_same_bits(call, tmp_path):
-    """Killed after the first rung's only checkpoint before its end, and after the first checkpoint of its end."""
+    """Killed once in the middle of the first rung and once in the second, after settings were dropped."""
     options = OPTIONS | {"keys": KEYS[:1], "rungs": (4, 6), "steps_per_call": 2}
     whole = mgu.halving(**options)
     with mgu.Checkpoints(tmp_path) as checkpoints, pytest.raises(Killed):

@@ -34,7 +34,7 @@ def test_grid_and_draw():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_hyper_arrays_do_not_widen_half_precision(name):
-    """By the types alone, and once in steps that are swept, whose numbers all are."""
+    """Checked by dtype for every optimiser, and once in a sweep, where all numbers are arrays."""
     model, half = mgu.Model(3, (5,), 2, readout="last", dtype=jnp.bfloat16), {jnp.dtype(jnp.bfloat16)}
     data = samples()._replace(xs=jnp.asarray(samples().xs, jnp.bfloat16))
     recipe = mgu.Recipe(model, optimizer=name, batch_size=8, schedule="cosine", total_steps=4)

@@ -22,7 +22,7 @@ def test_progress_prints_plain_lines_without_a_terminal(data, recipe, capsys):
 
 
 def test_progress_is_a_bar_on_a_terminal(data, recipe, monkeypatch):
-    """With the steps, the loss and the caller's text in it, and no plain lines."""
+    """It shows the steps, the loss and the caller's text, and there are no plain lines."""
 
     class Terminal(io.StringIO):
         def isatty(self):
