@@ -67,8 +67,28 @@ def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation 
     params = recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
     carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
     check_reads_on(carry)
-    state = TrainState(jnp.int32(0), params, recipe.build(hyper, params).init(params), run_key, carry)
+    state = TrainState(jnp.int32(0), params, _init_optimizer(recipe, hyper, params), run_key, carry)
     return with_best(state, validation)
+
+
+def _init_optimizer(recipe: Recipe, hyper: Hyper, params: Any) -> Any:
+    """The optimiser's first state. An optimiser of the user's own is tried on shapes, so that it fails here and named.
+
+    Raises:
+        TypeError: the optimiser cannot update these parameters.
+    """
+    if isinstance(recipe.optimizer, str):
+        return recipe.build(hyper, params).init(params)
+    try:
+        optimizer = recipe.build(hyper, params)
+        opt_state = optimizer.init(params)
+        jax.eval_shape(optimizer.update, params, opt_state, params)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+        example = "lambda hyper: optax.adam(hyper.learning_rate)"
+        rule = f"optimizer must make an update of the model's parameters from a Hyper, as {example} does"
+        raise TypeError(f"{rule}; it raised {why}.") from error
+    return opt_state
 
 
 def init_sweep(recipe: Recipe, keys: Array, hyper: Hyper, validation: Validation | None = None) -> Sweep:

@@ -412,3 +412,16 @@ def test_halving(wrong, name, rule, got):
 
 def test_a_folder_of_checkpoints_that_is_none():
     rejects(lambda: mgu.Checkpoints(None), "folder", "a path", "None", TypeError)
+
+
+OWN_OPTIMIZERS = [
+    (lambda rate: optax.sgd(rate), "'tuple'"),
+    (lambda hyper: optax.adam(hyper.rate), "no attribute 'rate'"),
+    (lambda hyper: optax.contrib.reduce_on_plateau(), "'value'"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "got"), OWN_OPTIMIZERS, ids=[got for _, got in OWN_OPTIMIZERS])
+def test_an_optimizer_that_cannot_update_is_named_before_the_first_step(optimizer, got):
+    recipe = mgu.Recipe(mgu.Model(3, (4,), 2, readout="last"), optimizer=optimizer)
+    rejects(lambda: mgu.start(recipe, jax.random.key(0)), "optimizer", "lambda hyper", got)
