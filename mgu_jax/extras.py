@@ -6,7 +6,8 @@ from types import ModuleType
 
 
 def _missing(module: str, extra: str) -> ImportError:
-    return ImportError(f"{module} is needed here and not installed: pip install 'mgu_jax[{extra}]'.", name=module)
+    install = f"in a clone of mgu_jax, pip install -e '.[{extra}]'"
+    return ImportError(f"{module} is needed here and not installed: {install}.", name=module)
 
 
 def require(module: str, extra: str) -> ModuleType:

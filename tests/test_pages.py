@@ -102,7 +102,7 @@ def table_rows():
     for task, kind, stem in (
         ("MNIST by rows, T = 28 | 5", "accuracy", "mnist-rows-{}"),
         ("IMDB reviews | 3", "accuracy", "imdb-{}"),
-        ("Penn Treebank words, perplexity (lower is better) | 1", "perplexity", "words-{}-h200"),
+        ("Penn Treebank words, H = 200, perplexity (lower is better) | 1", "perplexity", "words-{}-h200"),
         ("MNIST by pixels, T = 784 | 1", "accuracy", "mnist-pixels-{}"),
     ):
         three = cells(kind, *(stem.format(cell) for cell in ("mgu", "gru", "lstm")), digits=1)
@@ -138,8 +138,8 @@ def speed_rows():
 def experiment_rows():
     notebook, digits, rows = result("notebook"), result("digits"), result("mnist-rows")
     yield f"the loss falls from {notebook['loss'][0]:.4f} to {notebook['loss'][-1]:.4f} in ten steps"
-    yield f"| {100 * digits['accuracy']:.2f} % of 450 held-out digits | {digits['seconds']:.0f} seconds |"
-    yield f"| {100 * rows['accuracy']:.2f} % of 10,000 test digits | {rows['seconds']:.0f} seconds |"
+    yield f"| {100 * digits['accuracy']:.2f} % of 450 held-out digits in one run | {digits['seconds']:.0f} seconds |"
+    yield f"| {100 * rows['accuracy']:.2f} % of 10,000 test digits in one run | {rows['seconds']:.0f} seconds |"
     vowels = result("learning/vowels-mgu")
     yield f"{100 * vowels['accuracy']:.2f} % of 370 utterances, mean of five seeds | {vowels['seconds']:.0f} seconds |"
     for file, kind, text in (

@@ -220,7 +220,9 @@ def main(config: Config) -> None:
     packages = {"flax": "flax", "equinox": "equinox", "haiku": "dm-haiku", "keras": "keras", "torch": "torch"}
     missing = [name for module, name in packages.items() if not peers.installed(module)]
     if missing:
-        print(f"not installed and left out: {', '.join(missing)}; pip install 'mgu_jax[peers]' has them all.")
+        print(
+            f"not installed and left out: {', '.join(missing)}; pip install -e '.[peers]' in a clone brings them all."
+        )
     if config.quick:
         print("--quick only shows that everything runs: its sizes are tiny, and its numbers mean nothing.")
     run = Run("benchmark", config, {}, {"devices": devices})

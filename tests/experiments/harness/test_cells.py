@@ -184,7 +184,9 @@ def test_chrono_replaces_the_forget_bias():
 
 def test_flax_is_needed_only_for_its_cells(monkeypatch):
     def missing(module, extra):
-        raise ImportError(f"{module} is needed here and not installed: pip install 'mgu_jax[{extra}]'.")
+        raise ImportError(
+            f"{module} is needed here and not installed: in a clone of mgu_jax, pip install -e '.[{extra}]'."
+        )
 
     monkeypatch.setattr("experiments.harness.baselines.require", missing)
     cells.build("mgu", D, H, K + 1)
