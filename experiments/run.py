@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -179,21 +179,17 @@ def use_devices(asked: int | None) -> int:
     return asked or min(2, there)
 
 
-def resumed_step(checkpoints: mgu_jax.Checkpoints, first: Any) -> int:
-    """The step of the newest checkpoint of a run that starts with the state ``first``; 0 if there is none.
-
-    Raises:
-        BadRequest: it is damaged; the sentence says what to do.
-    """
+@contextlib.contextmanager
+def damage_refused(checkpoints: mgu_jax.Checkpoints) -> Iterator[None]:
+    """A context in which a checkpoint that cannot be restored raises a BadRequest that says what to do."""
     try:
-        state = checkpoints.restore(first)
+        yield
     except mgu_jax.Damaged as damage:
         other = "no other there can be restored"
         if damage.whole is not None:
             bad = checkpoints.path(damage.step)
             other = f"that of step {damage.whole} is whole, and --resume continues from it once {bad} is removed"
         raise BadRequest(f"{damage.what}; {other}.") from damage
-    return 0 if state is None else int(state.step)
 
 
 def _finite(value: Any) -> Any:
@@ -269,10 +265,10 @@ class Run:
         self.path("metrics.jsonl").write_text("")
         self.write("config.json", record)  # last, since it says that the folder holds a run
 
-    def finish(self, figures: dict[str, Any]) -> None:
-        """Write result.json: the final figures, and the command, versions and device that made them."""
+    def finish(self, numbers: dict[str, Any]) -> None:
+        """Write result.json: the final numbers, and the command, versions and device that made them."""
         made_by = {k: self.record[k] for k in ("experiment", "command", "versions", "device", "data")}
-        self.write("result.json", made_by | figures)
+        self.write("result.json", made_by | numbers)
         if self._writer is not None:
             self._writer.close()  # which waits for its thread
 
@@ -285,23 +281,23 @@ class Run:
         draft.write_text(json.dumps(value, indent=2, default=float) + "\n")
         draft.replace(self.path(name))
 
-    def log(self, step: int, split: str, **figures: Any) -> None:
+    def log(self, step: int, split: str, **numbers: Any) -> None:
         """Add a line to metrics.jsonl: numbers, lists with one number per seed, and labels."""
-        kept = {k: v if isinstance(v, str | list) else float(v) for k, v in figures.items()}
+        kept = {k: v if isinstance(v, str | list) else float(v) for k, v in numbers.items()}
         known = {k: [*map(_finite, v)] if isinstance(v, list) else _finite(v) for k, v in kept.items()}
         with self.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": int(step), "split": split} | known) + "\n")
         if self._board:
             self._show(step, split, kept)
 
-    def _show(self, step: int, split: str, figures: dict[str, Any]) -> None:
+    def _show(self, step: int, split: str, numbers: dict[str, Any]) -> None:
         """Write the same for TensorBoard. A run that resumes first takes back what was shown from this step on."""
         if self._writer is None:
             where = str(self.path("tensorboard"))
             self._writer = self._board.SummaryWriter(where, purge_step=int(step), flush_secs=5)
-        names = {k: int(figures[k]) for k in ("setting", "seed") if k in figures}
+        names = {k: int(numbers[k]) for k in ("setting", "seed") if k in numbers}
         member = "".join(f"/{k}_{number}" for k, number in names.items())
-        for name, value in figures.items():
+        for name, value in numbers.items():
             if isinstance(value, float) and name not in names:
                 self._writer.add_scalar(f"{split}/{name}{member}", value, int(step))
             elif isinstance(value, list) and name.endswith("_per_seed"):

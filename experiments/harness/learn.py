@@ -19,7 +19,7 @@ from jax import Array
 import mgu_jax as mgu
 from experiments.harness import cells, plots
 from experiments.harness.measures import ACCURACY, Measure, spread, table
-from experiments.run import BadRequest, Bound, Common, Diverged, Run, at_least, between, resumed_step, use_devices
+from experiments.run import BadRequest, Bound, Common, Diverged, Run, at_least, between, damage_refused, use_devices
 from mgu_jax.training.data import Data, Source, Stream, windows
 from mgu_jax.training.evaluate import Evaluator
 from mgu_jax.training.losses import Loss, cross_entropy
@@ -265,9 +265,8 @@ def train(run: Run, task: Task, prepared: Prepared) -> Trained:
         Diverged: no seed stayed finite.
     """
     split = "test" if task.valid is None else "valid"
-    with mgu.Checkpoints(run.path("checkpoints")) as checkpoints:
-        first = mgu.start(prepared.recipe, prepared.keys, prepared.hyper, validation=prepared.validation)
-        resumed_from = resumed_step(checkpoints, first)
+    with mgu.Checkpoints(run.path("checkpoints")) as checkpoints, damage_refused(checkpoints):
+        resumed_from = max(checkpoints.steps, default=0)
         run.rewind(resumed_from)
         if resumed_from:
             print(f"continuing from step {resumed_from} of {prepared.steps}.")
@@ -284,7 +283,7 @@ def train(run: Run, task: Task, prepared: Prepared) -> Trained:
                 return ""
             means = list(scores.values())
             seen = spread("loss", means[-1], stopped >= 0)
-            seen |= spread(task.measure.name, task.measure.figure(means[0]), stopped >= 0)
+            seen |= spread(task.measure.name, task.measure.score(means[0]), stopped >= 0)
             run.log(step, split, **seen)
             return f"{split} {task.measure.label} {task.measure.shown.format(seen[task.measure.name])}"
 
@@ -294,7 +293,6 @@ def train(run: Run, task: Task, prepared: Prepared) -> Trained:
             hyper=prepared.hyper,
             keys=prepared.keys,
             steps=prepared.steps,
-            state=first,
             checkpoints=checkpoints,
             steps_per_call=prepared.steps_per_call,
             validation=prepared.validation,
@@ -312,9 +310,9 @@ def measure(task: Task, model: mgu.Model, params: Any, frozen: np.ndarray) -> di
     if isinstance(task.test, Stream):  # from the beginning to the end, in one row
         size, window = 1, _window(steps)
     values = Evaluator(model, task.test, task.metrics, size, window).scores_of_members(params, {}, at_once=1)
-    figures = np.asarray(task.measure.figure(values[0]))
-    seen = spread(task.measure.name, figures, frozen) | spread("loss", values[-1], frozen)
-    living = figures[~frozen]
+    scores = np.asarray(task.measure.score(values[0]))
+    seen = spread(task.measure.name, scores, frozen) | spread("loss", values[-1], frozen)
+    living = scores[~frozen]
     seen[f"{task.measure.name}_std"] = float(living.std(ddof=1)) if len(living) > 1 else None
     return seen | {"test_samples": steps if window is None else steps // window * window}
 

@@ -13,7 +13,7 @@ class Measure(NamedTuple):
 
     name: str
     metric: Loss  # its mean over a data set is taken
-    figure: Callable[[Any], Any]  # the score that follows from the mean
+    score: Callable[[Any], Any]  # the score that follows from the mean
     higher_is_better: bool
     shown: str  # the format of the score
     label: str  # of an axis

@@ -162,12 +162,6 @@ def digest(found: dict[Any, dict[Any, dict[str, Any]]]) -> str:
     )
 
 
-def digest_in(path: Path) -> str | None:
-    """The digest that a picture holds."""
-    with require("PIL.Image", "experiments").open(path) as picture:
-        return picture.info.get("Description")
-
-
 def sentence_and_gates(path: Path, gates: np.ndarray, symbols: list[str]) -> None:
     """How much each unit overwrites while a sentence is read, gates [T, H]; above it the mean over the units."""
     order = gates.mean(0).argsort()

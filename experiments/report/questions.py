@@ -69,7 +69,7 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
 }
 
 
-def figure(row: dict[str, Any], measure: Measure) -> str:
+def shown_score(row: dict[str, Any], measure: Measure) -> str:
     """Mean ± standard deviation (number of seeds); only of the seeds that stayed finite."""
     score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
     spread = "" if deviation is None else f" ± {measure.shown.format(deviation)}"
@@ -113,7 +113,7 @@ def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:
     lines = [f"| task | measured | {' | '.join(way.label for way in gone)} |", "|---|---|" + "---|" * len(gone)]
     for task, of_task in runs.items():
         measure = measure_of(next(iter(of_task.values())))
-        shown = (figure(of_task[way], measure) if way in of_task else "" for way in gone)
+        shown = (shown_score(of_task[way], measure) if way in of_task else "" for way in gone)
         lines.append(f"| {task.title} | {measure.label} | {' | '.join(shown)} |")
     seconds = [row["seconds"] for of_task in runs.values() for row in of_task.values()]
     return "\n".join([*lines, "", f"{len(seconds)} runs, {sum(seconds) / 60:.0f} minutes on one core."])

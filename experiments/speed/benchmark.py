@@ -1,6 +1,6 @@
 """Measure speed and memory beside other libraries' recurrent layers; a quarter of an hour on two cores.
 
-All layers run in one process, in rounds; figures are medians over the rounds. ``forward`` gives the states of all
+All layers run in one process, in rounds; the numbers are medians over the rounds. ``forward`` gives the states of all
 steps; ``both`` is a training step, which gives the gradients of all weights and inputs for the sum of the squared
 states. The arithmetic of a size is timed as the MGU's multiply-adds at the rate of a 2048^3 product in the same rounds.
 Needs the extra ``peers``; a library that is not installed is left out, and the output says so.
@@ -62,8 +62,8 @@ def _timed(
         floor = 1e3 * timing.flop(size, which) / rate
         for name, seconds in times.items():
             row = {"part": "time", "size": list(size), "devices": devices, "which": which, "name": name}
-            figures = timing.spread(seconds) | {"rounds": len(seconds), "floor_ms": floor, "gflop_s": rate / 1e9}
-            yield row | figures | {"times_ours": timing.ratio(seconds, times["MGU"])}
+            numbers = timing.spread(seconds) | {"rounds": len(seconds), "floor_ms": floor, "gflop_s": rate / 1e9}
+            yield row | numbers | {"times_ours": timing.ratio(seconds, times["MGU"])}
 
 
 def time_of(sizes: tuple[Size, ...], devices: int, budget: float, least: int = 5) -> Rows:

@@ -69,7 +69,7 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def arithmetic(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The time of a training step relative to the MGU's multiply-adds alone, by size and devices.
+    """The time of a training step divided by that of the MGU's multiply-adds, by size and devices.
 
     The multiply-adds are taken at the best rate of the run; the bars are the quartiles of the rounds.
     """
@@ -86,7 +86,7 @@ def arithmetic(path: Path, rows: list[dict[str, Any]]) -> None:
                 look = {"color": colour, "marker": marker, "markersize": 4, "elinewidth": 0.8, "label": text}
                 axes.errorbar([j for j, _ in points], ratios, bars, linestyle=line, **look)
     axes.axhline(1, color="black", linewidth=0.8)
-    _by_size(axes, times.sizes, "training step: time relative to\nthe MGU's multiply-adds alone")
+    _by_size(axes, times.sizes, "training step ÷ the MGU's multiply-adds\nat the machine's best rate")
     axes.legend(frameon=False, ncols=2)
     save(figure, path, digest(rows))
 

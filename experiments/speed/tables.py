@@ -46,7 +46,7 @@ class Times:
         return row["ms"] if row else float("nan")
 
     def beside_arithmetic(self, size: Any, devices: int = 1, name: str = "MGU") -> float:
-        """Time of a training step relative to the MGU's multiply-adds alone, at the run's best rate; nan as above."""
+        """Time of a training step divided by that of the MGU's multiply-adds at the run's best rate; nan as above."""
         row = self.row(size, name, "both", devices)
         return row["ms"] / (1e-6 * flop(size, "both") / self.rate) if row else float("nan")
 
@@ -68,7 +68,7 @@ def times(rows: Rows) -> str:
     for size in found.sizes:
         ours = [found.row(size, "MGU", which) for which in PASSES]
         least = " / ".join(f"{row['floor_ms']:.2f}" for row in ours if row)
-        lines.append(f"\nB, T, D, H = {_size(size)}   multiply-adds alone {least} ms")
+        lines.append(f"\nB, T, D, H = {_size(size)}   multiply-adds at the machine's best rate {least} ms")
         for name, devices in found.columns:
             pair = [found.row(size, name, which, devices) for which in PASSES]
             if None not in pair:
@@ -132,8 +132,9 @@ def limits(rows: Rows) -> list[str]:
         numbers = [found.beside_arithmetic(size, devices) for devices in (1, 2)]
         numbers += [found.products(size), found.ratio(size, "DIAGONAL_MGU")]
         lines.append([_size(size), *map(_number, numbers)])
-    heads = ["B, T, D, H", *(f"time relative to its multiply-adds alone, {n}" for n in ("1 device", "2 devices"))]
-    heads += ["share of the time that its matrix products need alone"]
+    arithmetic = "training step ÷ its multiply-adds at the machine's best rate"
+    heads = ["B, T, D, H", *(f"{arithmetic}, {n}" for n in ("1 device", "2 devices"))]
+    heads += ["matrix products alone ÷ training step"]
     return _table([*heads, "time of `DIAGONAL_MGU`, which has no product in its loop, relative to `MGU`"], lines)
 
 
@@ -164,7 +165,7 @@ def summary(rows: Rows) -> list[str]:
         if known := [ratio for ratio in ratios if not np.isnan(ratio)]:
             mean = float(np.exp(np.mean(np.log(known))))  # geometric, as ratios need it
             lines.append([f"time of {what}", passes[which], *map(_number, (min(known), mean, max(known)))])
-    return _table(["compared, sizes with T < 1,000", "pass", "smallest", "geometric mean", "largest"], lines)
+    return _table(["comparison (sizes with T < 1,000)", "pass", "smallest", "geometric mean", "largest"], lines)
 
 
 def _range(numbers: list[float], shown: str) -> str:
@@ -233,8 +234,9 @@ def allocation(rows: Rows) -> list[str]:
             pair = [found[size, name, kind] for kind in ("given back", "kept")]
             numbers = [text for row in pair for text in (f"{row['ms']:.0f}", f"{row['pages']:,}")]
             lines.append([LABELS[name], _size(size), *numbers])
-    heads = ["training step of", "B, T, D, H", "ms as glibc is shipped", "new pages of memory"]
-    return _table([*heads, "ms with memory kept", "new pages of memory"], lines)
+    pages = "new memory pages per step"
+    heads = ["training step of", "B, T, D, H", "ms, glibc's defaults", pages, "ms, memory kept between calls", pages]
+    return _table(heads, lines)
 
 
 # Name in the page -> what makes it.

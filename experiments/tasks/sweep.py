@@ -12,7 +12,7 @@ import numpy as np
 import mgu_jax as mgu
 from experiments.datasets import data
 from experiments.harness import plots
-from experiments.run import BadRequest, Common, Run, resumed_step, use_devices
+from experiments.run import BadRequest, Common, Run, damage_refused, use_devices
 from experiments.speed import timing
 from mgu_jax.training.hyper import as_settings, per_member
 from mgu_jax.training.sweep import member_rows
@@ -51,9 +51,8 @@ def main(config: Config) -> None:
     hyper = hyper._replace(clip_norm=1.0)
     validation = mgu.Validation(digits.test, (mgu.losses.accuracy,))
 
-    with mgu.Checkpoints(run.path("checkpoints")) as checkpoints:
-        first = mgu.start(recipe, keys, hyper, validation=validation)
-        run.rewind(resumed_step(checkpoints, first))
+    with mgu.Checkpoints(run.path("checkpoints")) as checkpoints, damage_refused(checkpoints):
+        run.rewind(max(checkpoints.steps, default=0))
 
         def on_call(state: mgu.Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> str:
             for i, row in enumerate(member_rows(state, hyper)):
@@ -67,7 +66,6 @@ def main(config: Config) -> None:
             hyper=hyper,
             keys=keys,
             steps=steps,
-            state=first,
             checkpoints=checkpoints,
             steps_per_call=EPOCH,
             validation=validation,
@@ -82,14 +80,14 @@ def main(config: Config) -> None:
     surface = np.array([row["score"] for row in members], float).reshape(
         -1, len(BIASES[:2] if config.quick else BIASES), config.seeds
     )
-    figures = {
+    numbers = {
         "members": members,
         "best": {"learning_rate": float(best.hyper.learning_rate), "forget_bias": float(best.hyper.forget_bias)}
         | {"seed": best.seed, "accuracy": best.score},
         "accuracy_of_settings": surface.mean(-1).tolist(),
         **times,
     }
-    run.finish(figures)
+    run.finish(numbers)
     plots.surface(run.path("surface.png"), surface, np.unique(hyper.learning_rate), np.unique(hyper.forget_bias))
     print(f"\n  best of {count}: {best.score:.2%} with learning rate {best.hyper.learning_rate:g}, ", end="")
     print(f"forget bias {best.hyper.forget_bias:g}, seed {best.seed}")

@@ -38,6 +38,14 @@ def is_png(path):
     return path.read_bytes().startswith(b"\x89PNG")
 
 
+def digest_in(path):
+    """The digest that a picture of result files holds, or None."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.info.get("Description")
+
+
 def drop_newest_checkpoint(folder):
     """Remove it, as if the run had been killed before it was written. Returns the step of the one before."""
     *_, before, newest = sorted(int(path.stem) for path in (folder / "checkpoints").iterdir())

@@ -8,12 +8,12 @@ import pytest
 
 import mgu_jax as mgu
 from experiments.__main__ import NAMES, _module
-from experiments.harness import plots
 from experiments.harness.cells import has_forget_bias
 from experiments.report import page as report
 from experiments.run import _settings, parse
 from experiments.speed import features
 from mgu_jax.gradients import relative_error
+from tests.experiments.common import digest_in
 
 FOLDER = report.Config().folder
 PAGES = {name: (FOLDER / name).read_text() for name in report.PAGES}
@@ -31,7 +31,7 @@ def test_every_table_of_the_files_is_in_one_page():
     assert sorted(blocks) == sorted(report.tables_of(FOLDER))
 
 
-def test_no_table_of_figures_is_written_by_hand():
+def test_no_table_of_numbers_is_written_by_hand():
     """Outside the generated tables, a row with a decimal number would be one that no file vouches for."""
     for page in PAGES.values():
         rest = re.sub(r"<!-- table of .*?<!-- end of .*?-->", "", page, flags=re.DOTALL)
@@ -40,7 +40,7 @@ def test_no_table_of_figures_is_written_by_hand():
 
 def test_the_pictures_are_those_of_the_files():
     for path, digest, _ in report.pictures_of(FOLDER):
-        assert plots.digest_in(path) == digest, path.name
+        assert digest_in(path) == digest, path.name
         assert any(f"]({path.relative_to(FOLDER)})" in page for page in PAGES.values()), path.name
 
 

@@ -161,7 +161,7 @@ def test_runs_that_do_not_belong_together_are_not_put_together():
 
 def test_tables_name_frozen_seeds_missing_biases_and_settings_without_a_column():
     stopped = asked() | {"seeds": [0, 1, 2], "frozen": [1]}
-    assert questions.figure(stopped, measures.ERROR) == "2.0e-03 (2 of 3)"
+    assert questions.shown_score(stopped, measures.ERROR) == "2.0e-03 (2 of 3)"
     assert "| mgu2 | 100 | 20,600 | 20,701 | none |" in report.table([asked("mgu2", forget_bias=None)])
     assert "| gru, same parameter count as mgu | 100 |" in report.table([asked("gru", match="mgu")])
     rated = asked(learning_rate=5e-3, dropout=0.3, implementation="manual")

@@ -94,6 +94,6 @@ def test_quick_run(tmp_path, capsys):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["split"] for line in lines] == [row["part"] for row in rows]
     text = capsys.readouterr().out
-    assert "B, T, D, H = 2, 6, 3, 4   multiply-adds alone" in text
+    assert "B, T, D, H = 2, 6, 3, 4   multiply-adds at the machine's best rate" in text
     assert all(line in text for make in tables.TABLES.values() for line in make(rows))
     assert all(is_png(tmp_path / "run" / f"{name}.png") for name in plots.PICTURES)

@@ -13,7 +13,7 @@ def test_training_measures_its_four_parts(tmp_path, capsys):
     assert run("training", "--quick", "--out", tmp_path / "run") == 0
     rows = result(tmp_path / "run")["rows"]
     assert [row["part"] for row in rows] == ["host loop", "devices", "members", "checkpoint"]
-    figures = [value for row in rows for value in row.values() if isinstance(value, float)]
-    assert len(figures) == 10
-    assert min(figures) > 0
+    numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
+    assert len(numbers) == 10
+    assert min(numbers) > 0
     assert "\n".join(overhead.table(rows)) in capsys.readouterr().out
