@@ -187,8 +187,8 @@ def damage_refused(checkpoints: mgu_jax.Checkpoints) -> Iterator[None]:
     except mgu_jax.Damaged as damage:
         other = "no other there can be restored"
         if damage.whole is not None:
-            bad = checkpoints.path(damage.step)
-            other = f"that of step {damage.whole} is whole, and --resume continues from it once {bad} is removed"
+            files = " and ".join(str(checkpoints.path(step)) for step in damage.newer)
+            other = f"that of step {damage.whole} is whole: remove {files}, and --resume continues from it"
         raise BadRequest(f"{damage.what}; {other}.") from damage
 
 

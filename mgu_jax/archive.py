@@ -95,7 +95,7 @@ def unseal(text: str | bytes) -> dict[str, Any]:
 
 
 def verify(body: dict[str, Any], arrays: Arrays) -> None:
-    """The arrays are those of the sealed header. Raises Unreadable."""
+    """Raise Unreadable unless the arrays are those of the sealed header."""
     sealed = body["arrays"]
     for name in sorted(sealed.keys() | arrays.keys()):
         if name not in arrays or name not in sealed:

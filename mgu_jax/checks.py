@@ -83,7 +83,7 @@ def is_keys(value: Any) -> bool:
 def check_keys(name: str, keys: Any) -> None:
     """Raise TypeError unless keys is a row of PRNG keys of the new kind."""
     if not is_keys(keys):
-        raise TypeError(f"{name} must be PRNG keys [S], as jax.random.split makes them; got {describe(keys)}.")
+        raise TypeError(f"{name} must be PRNG keys [seeds], as jax.random.split makes them; got {describe(keys)}.")
 
 
 def leaf_specs(name: str, tree: Any) -> dict[str, str]:

@@ -21,7 +21,7 @@ from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.initial import INITIALIZERS, init
 from mgu_jax.layer.noise import dropout_mask, is_off
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_state
-from mgu_jax.layer.products import Products, like
+from mgu_jax.layer.products import like
 from mgu_jax.sequence import Execution, run
 
 
@@ -68,8 +68,10 @@ class Model:
         implementation, save, segment, precision, compute_dtype: as in ``scan``.
 
     Raises:
-        ValueError: a size below 1, no hidden size, an unknown name, or a rate outside [0, 1).
-        TypeError: a rate that is traced.
+        TypeError: cell is not a ``Cell``, dtype is not a floating dtype, compute_dtype is not a dtype, or a rate is
+            traced.
+        ValueError: a size below 1, no hidden size, an unknown name, a rate outside [0, 1), an implementation that
+            cannot serve the cell, or save or segment with an implementation that ignores them.
     """
 
     input_size: int
@@ -356,7 +358,7 @@ class Model:
         if self.readout == "mean":
             steps = jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
             rows = jnp.sum(hs, 0) / jnp.maximum(steps, 1).astype(hs.dtype)[..., None]
-        ys = Products(self.precision, self.compute_dtype)(rows, params.W_y)
+        ys = self.execution.product(rows, params.W_y)
         return ys + like(params.b_y, ys)
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
@@ -373,7 +375,7 @@ class Model:
         return rates
 
     def _check_params(self, params: Any) -> None:
-        """``params`` have the parts and sizes of this model; ``scan`` checks each layer."""
+        """Raise TypeError or ValueError unless params have this model's parts and sizes; ``scan`` checks each layer."""
         check_model_params(params)
         widths, K = _widths(params.layers), self.output_size
         readout = tuple(getattr(a, "shape", None) for a in (params.W_y, params.b_y))
@@ -404,7 +406,7 @@ class Model:
                 raise ValueError(f"params.{name} must {sizes} in this model; got {came[name]}.")
 
     def _check_state(self, state: Any, params: ModelParams, batch: tuple[int, ...]) -> State:
-        """``state``, if it is one of this model and of this batch."""
+        """The same state. Raise TypeError or ValueError unless it is one of this model and of this batch."""
         if not isinstance(state, State):
             raise TypeError(f"state must be an mgu_jax.State, as apply returns it; got {checks.describe(state)}.")
         came, layers = (len(state.layers or ()), len(state.backward or ())), len(self.hidden_sizes)
@@ -423,19 +425,19 @@ def detach(state: Any) -> Any:
 
 
 def check_model(model: Any, *needed: str) -> None:
-    """``model`` has the needed methods."""
+    """Raise TypeError unless model has the needed methods."""
     if not all(callable(getattr(model, name, None)) for name in needed):
         raise TypeError(f"model must be a Model of mgu_jax; got {checks.describe(model)}.")
 
 
 def check_reads_on(state: Any) -> None:
-    """``state`` can be carried from window to window, since no layer runs in reverse."""
+    """Raise ValueError if a layer runs in reverse, since the state cannot be carried from window to window then."""
     if getattr(state, "backward", None) is not None:
         raise ValueError("a bidirectional model cannot read a stream in windows: its reverse layers begin at the end.")
 
 
 def check_model_params(params: Any) -> None:
-    """``params`` are a ``ModelParams``."""
+    """Raise TypeError unless params are a ``ModelParams``."""
     if not isinstance(params, ModelParams):
         raise TypeError(f"params must be a ModelParams, as Model.init returns it; got {checks.describe(params)}.")
 

@@ -22,27 +22,27 @@ OPTIONS = (
 
 
 def check_is_model(model: Any) -> None:
-    """``model`` is an ``mgu_jax.Model``."""
+    """Raise TypeError unless model is an ``mgu_jax.Model``."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be an mgu_jax.Model; got {checks.describe(model)}.")
 
 
 def check_own_cell(cell: Any, kind: type) -> None:
-    """``cell`` is the cell class that this library defines for the framework, whose parameters ``scan`` can run."""
+    """Raise TypeError unless cell is of the class that this library defines for the framework."""
     if not isinstance(cell, kind):
         article = "an" if kind.__name__.startswith("MGU") else "a"
         raise TypeError(f"cell must be {article} {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
 
 
 def check_options(options: Iterable[str] | None) -> None:
-    """All names are static options of ``scan``."""
+    """Raise TypeError unless all names are static options of ``scan``."""
     for name in options or ():
         if name not in OPTIONS:
             raise TypeError(f"options must hold options of mgu_jax.scan, such as save; got {checks.describe(name)}.")
 
 
 def check_params_fit(params: Any, cell: Cell, input_size: int, hidden_size: int) -> None:
-    """``params`` belong to the cell and have these sizes."""
+    """Raise TypeError or ValueError unless params belong to the cell and have these sizes."""
     check_cell(cell)
     sizes = check_params(params, cell)
     if sizes != (input_size, hidden_size):

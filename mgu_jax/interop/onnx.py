@@ -60,7 +60,7 @@ class _Graph:
 
 
 def _check(model: Any, params: Any) -> None:
-    """ONNX's GRU can compute the model, and params are the model's."""
+    """Raise TypeError or ValueError unless ONNX's GRU can compute the model and params are the model's."""
     check_is_model(model)
     check_model_params(params)
     check_like("params", named(params), jax.eval_shape(lambda: model.init(jax.random.key(0))))

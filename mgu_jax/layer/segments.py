@@ -46,7 +46,7 @@ def length(save: str, steps: int, state_bytes: int, on_cpu: bool = True) -> int:
 
 
 def cut(rows: Any, length: int, reverse: bool) -> list[Any]:
-    """Stacks of segments [C, length, ...], in the order in which they run, from rows [T, ...].
+    """Stacks of segments [number of segments, length, ...], in the order in which they run, from rows [T, ...].
 
     If length does not divide T, the remaining steps are a second stack with one shorter segment, which runs last.
     """

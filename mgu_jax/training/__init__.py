@@ -1,0 +1,4 @@
+"""Training.
+
+To read in this order: ``data``, ``step``, ``batch``, ``evaluate``, ``loop``, then ``fit``, ``sweep``, ``halving``.
+"""

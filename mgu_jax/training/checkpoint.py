@@ -8,10 +8,10 @@ A file gets its name when all of it is on the disk. So a process that is killed 
 and at most one unfinished file, which the next save removes.
 
 Several processes: each makes a ``Checkpoints`` of one folder, which all of them see, and calls ``save``, ``restore``,
-``config``, ``wait`` and ``close`` at the same places. Process 0 writes. All meet before a save, since they look at the
-folder first and process 0 changes it then; and before and after a read, since process 0 must have finished a file
-before another process reads it, and may remove it only after. They meet, and gather arrays, in the main thread alone:
-collectives of another thread could run in a different order in each process.
+``config``, ``wait`` and ``close`` at the same places. Process 0 writes. All processes meet before a save, because each
+looks at the folder and process 0 then changes it. They meet before a read, so that process 0 has finished the file, and
+after it, so that process 0 may remove the file. They meet, and gather arrays, in the main thread alone: collectives of
+another thread could run in a different order in each process.
 """
 
 import atexit
@@ -44,12 +44,17 @@ class Damaged(RuntimeError):
         step: the step of this checkpoint.
         what: what is wrong with it, in words.
         whole: the newest other step that can be restored, or ``None``.
+        newer: the steps after ``whole``, whose files must be removed before a run resumes from it.
     """
 
-    def __init__(self, step: int, what: str, whole: int | None):
-        other = f"that of step {whole} is whole: restore(like, step={whole})"
-        super().__init__(f"{what}; {'no other checkpoint can be restored' if whole is None else other}.")
-        self.step, self.what, self.whole = step, what, whole
+    def __init__(self, step: int, what: str, whole: int | None, newer: tuple[int, ...] = ()):
+        other = "no other checkpoint can be restored"
+        if whole is not None:
+            files = " and ".join(f"{later}.npz" for later in newer)
+            remove = f"remove {files} to resume from it, or " if newer else ""
+            other = f"that of step {whole} is whole: {remove}restore(like, step={whole})"
+        super().__init__(f"{what}; {other}.")
+        self.step, self.what, self.whole, self.newer = step, what, whole, newer
 
 
 def _is_key(leaf: Any) -> bool:
@@ -286,8 +291,9 @@ class Checkpoints:
         except (OSError, archive.Unreadable) as error:
             why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
             others = (other for other in reversed(self.steps) if other != step and self._is_whole(other, like))
-            what = f"the checkpoint of step {step} in {self.folder} {why}"
-            raise Damaged(step, what, next(others, None)) from error
+            whole, what = next(others, None), f"the checkpoint of step {step} in {self.folder} {why}"
+            newer = () if whole is None else tuple(other for other in found if other > whole)
+            raise Damaged(step, what, whole, newer) from error
 
     def config(self, step: int | None = None) -> Any | None:
         """The configuration that was saved with a step. The step is chosen and verified as by ``restore``."""

@@ -4,7 +4,7 @@ The batch of a step follows from the key and the number of the step alone, so a 
 it would have seen without the interruption.
 
     Data      samples [N, T, ...] on the device, shuffled anew every epoch; those that do not fill a batch are left out
-    Stream    one sequence of S steps, cut into B rows side by side and read from left to right in windows of T steps;
+    Stream    one sequence of L steps, cut into B rows side by side and read from left to right in windows of T steps;
               the model's state is carried from window to window (truncated BPTT) and starts anew every epoch
     Source    a function of the number of the step, for data that do not fit on the device
 """
@@ -32,8 +32,8 @@ class Data(NamedTuple):
 class Stream(NamedTuple):
     """One long sequence with a target for every step; a language model uses ``Stream(tokens[:-1], tokens[1:])``."""
 
-    xs: Any  # [S, D], or tokens [S]
-    targets: Any  # [S] or [S, K]
+    xs: Any  # [L, D], or tokens [L]
+    targets: Any  # [L] or [L, K]
 
 
 class Stacked(NamedTuple):
@@ -78,7 +78,7 @@ def take(data: Any, index: Any, batch_size: int, window: int | None) -> Data:
 
 
 def side_by_side(a: Any, batch_size: int) -> Any:
-    """The stream [S, ...] cut into rows, [B, S // B, ...]."""
+    """The stream [L, ...] cut into rows, [B, L // B, ...]."""
     length = a.shape[0] // batch_size
     return a[: batch_size * length].reshape(batch_size, length, *a.shape[1:])
 

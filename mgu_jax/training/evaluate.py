@@ -42,7 +42,7 @@ def evaluate(
         model: a ``Model``.
         params: its parameters.
         data: samples; or a ``Stream``, read from its beginning with the state carried along. Steps after the last
-            whole window are left out; with one row and a window that divides the steps, there are none.
+            whole window are left out; none are if batch_size is 1 and window divides the number of steps.
         metrics: functions such as ``mgu_jax.losses.accuracy``.
         batch_size: samples computed at once, or the number of rows that a stream is cut into.
         window: steps of a stream computed at once; required for a stream, ``None`` for samples.

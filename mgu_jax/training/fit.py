@@ -15,8 +15,9 @@ from mgu_jax.training.data import Data, Source, Stream
 from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, one_copy, put, put_parts
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, check_one_setting
-from mgu_jax.training.loop import STEPS_PER_CALL, Plan, Shown, Store, host_loop, restored
-from mgu_jax.training.start import check_state, improve, init_state, with_best
+from mgu_jax.training.identity import identity_of
+from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, restored
+from mgu_jax.training.start import check_train_state, improve, init_state, with_best
 from mgu_jax.training.step import Recipe, TrainState, all_finite, run_steps
 
 
@@ -60,7 +61,7 @@ def fit(
         state: where to start if there is no checkpoint; ``mgu_jax.start(recipe, key, hyper)`` if ``None``. With the
             same steps_per_call and devices, a run that continues from a state of ``on_call`` has the same bits.
         checkpoints: an ``mgu_jax.Checkpoints``. The run continues from its newest checkpoint, and saves one after every
-            call of the compiled loop.
+            call of the compiled loop. Steps, steps_per_call, data, validation data and devices may change in between.
         steps_per_call: optimiser steps in one call of the compiled loop.
         validation: what to measure; the state then holds the best parameters so far in ``best``.
         devices: the number of devices over which the samples of a batch are split; it must divide the batch. Noise
@@ -76,27 +77,30 @@ def fit(
 
     Raises:
         NotFinite: a loss, or a parameter after a call, was nan or infinite.
-        Damaged: the newest checkpoint is not as it was saved, or belongs to another recipe.
+        Damaged: the newest checkpoint cannot be restored.
         TypeError: an argument of another type.
-        ValueError: unusable data, fewer samples than a batch, or more devices than are available.
+        ValueError: unusable data, fewer samples than a batch, more devices than are available, or a checkpoint of a run
+            with another recipe, hyper or key.
     """
-    plan = Plan(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
+    job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
     check_one_setting(hyper)
     if state is None:
         checks.check_key("key", key)
+        identity = identity_of("fit", recipe, hyper, key)
         state = init_state(recipe, key, hyper)
     else:
-        check_state(recipe, state)
+        identity = identity_of("fit", recipe, hyper)
+        check_train_state(recipe, state)
     mesh = mesh_of(devices, "samples of a batch", recipe.batch_size)
     if validation is not None:
         validation.check(recipe, one_copy(state.params), hyper)
     batch_size = recipe.batch_size
     if jax.process_count() > 1:
         batch_size = batch_size * jax.local_device_count() // devices
-    feed = plan.feed(state.params, mesh, partial(_put_batches, mesh=mesh), batch_size)
-    runner = _Run(plan, put(jax.tree.map(jnp.asarray, hyper), mesh), mesh)
-    first = runner.placed(restored(checkpoints, with_best(state, validation)))
-    reached, losses = host_loop(plan, runner, first, feed)
+    feed = job.feed(state.params, mesh, partial(_put_batches, mesh=mesh), batch_size)
+    runner = _Run(job, put(jax.tree.map(jnp.asarray, hyper), mesh), mesh)
+    first = runner.placed(restored(checkpoints, with_best(state, validation), identity))
+    reached, losses = host_loop(job, runner, first, feed, identity)
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
 
@@ -107,19 +111,19 @@ def _put_batches(batches: Any, mesh: Mesh | None) -> Any:
 class _Run:
     """One run, as the loop on the host sees it."""
 
-    def __init__(self, plan: Plan, hyper: Hyper, mesh: Mesh | None):
-        self.plan, self.hyper, self.mesh = plan, hyper, mesh
+    def __init__(self, job: Job, hyper: Hyper, mesh: Mesh | None):
+        self.job, self.hyper, self.mesh = job, hyper, mesh
 
     def placed(self, state: TrainState) -> TrainState:
         """The state on the devices: whole on each, except for the rows of a stream."""
         return put(state._replace(carry=None), self.mesh)._replace(carry=put(state.carry, self.mesh, AXIS))
 
     def is_over(self, state: TrainState) -> bool:
-        patience = self.plan.validation and self.plan.validation.patience
+        patience = self.job.validation and self.job.validation.patience
         return patience is not None and int(state.best.waited) >= patience
 
     def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, Array, Array]:
-        new, losses = run_steps(state, self.hyper, data, recipe=self.plan.recipe, steps=size, mesh=self.mesh)
+        new, losses = run_steps(state, self.hyper, data, recipe=self.job.recipe, steps=size, mesh=self.mesh)
         return new, losses, all_finite(new.params)
 
     def collect(
@@ -134,8 +138,8 @@ class _Run:
         return new, losses
 
     def validate(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        validation: Any = self.plan.validation
-        evaluator = validation.evaluator(self.plan.recipe)
+        validation: Any = self.job.validation
+        evaluator = validation.evaluator(self.job.recipe)
         scores = from_first_process(evaluator.scores(one_copy(state.params), one_copy(self.hyper).rates()))
         state = improve(state, np.float32(scores[0]), True, validation)
         return self.placed(state), dict(zip(validation.names, scores, strict=True))

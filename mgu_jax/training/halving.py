@@ -15,7 +15,8 @@ from mgu_jax import checks
 from mgu_jax.training.data import Data, Source, Stream
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings
-from mgu_jax.training.loop import STEPS_PER_CALL, Plan
+from mgu_jax.training.identity import Identity, check_identity, identity_of
+from mgu_jax.training.loop import STEPS_PER_CALL, Job, Store
 from mgu_jax.training.start import Sweep, init_sweep
 from mgu_jax.training.step import Recipe
 from mgu_jax.training.sweep import run_sweep
@@ -38,7 +39,7 @@ def halving(
     validation: Validation,
     fraction: float = 0.5,
     state: Halving | None = None,
-    checkpoints: Any = None,
+    checkpoints: Store | None = None,
     steps_per_call: int = STEPS_PER_CALL,
     at_once: int | None = None,
     devices: int = 1,
@@ -62,15 +63,16 @@ def halving(
         on_call: as ``sweep`` calls it, with a ``Halving``, whose members become fewer from rung to rung.
 
     Raises:
-        Damaged: the newest checkpoint is not as it was saved, or belongs to another halving.
+        Damaged: the newest checkpoint cannot be restored.
         TypeError: an argument of another type.
-        ValueError: what ``sweep`` raises, rungs that do not rise, or a state that does not fit.
+        ValueError: what ``sweep`` raises, rungs that do not rise, a state that does not fit, or a checkpoint of a
+            halving with other rungs or another fraction.
     """
     checks.check_keys("keys", keys)
     _check_rungs(rungs, fraction)
     if not isinstance(validation, Validation):  # a sweep may do without
         raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
-    plan = Plan(recipe, data, hyper, rungs[-1], steps_per_call, validation, checkpoints, on_call, progress)
+    job = Job(recipe, data, hyper, rungs[-1], steps_per_call, validation, checkpoints, on_call, progress)
     checks.check_size("devices", devices)
     if jax.process_count() > 1:
         raise ValueError(f"halving must run in one process; got {jax.process_count()}.")
@@ -78,24 +80,27 @@ def halving(
     reached, left, first = None, np.arange(count), 0
     if state is not None and not isinstance(state, Halving):
         raise TypeError(f"state must be a Halving, as on_call receives it; got {checks.describe(state)}.")
-    state = _newest(plan, checkpoints, rungs, fraction, hyper, keys) or state
+    parts = {"rungs": [*map(int, rungs)], "fraction": float(fraction)}
+    identity = identity_of("halving", recipe, job.hyper, keys if state is None else None, **parts)
+    newest = None if checkpoints is None else _newest(job, checkpoints, identity, rungs, fraction, hyper, keys)
+    name, state = ("state", state) if newest is None else ("the checkpoint", newest)
     if state is not None:
         reached, left = state
         first = bisect_left(rungs, int(reached.step))
         if first == len(rungs) or len(left) != _left(count, first, fraction) or max(left) >= count:
-            came = f"{len(left)} settings at step {int(reached.step)}"
-            raise ValueError(f"state must be one of {count} settings with rungs {rungs}; got {came}.")
+            came = f"{len(left)} setting{'s' if len(left) > 1 else ''} at step {int(reached.step)}"
+            raise ValueError(f"{name} must be one of {count} settings with rungs {rungs}; got {came}.")
     for i, steps in enumerate(rungs[first:], first):
         rung = replace(
-            plan,
+            job,
             steps=steps,
             hyper=_at(hyper, left),
-            checkpoints=checkpoints and _RungStore(checkpoints, left),
+            checkpoints=None if checkpoints is None else _RungStore(checkpoints, left),
             on_call=on_call and partial(_call, on_call, left),
         )
-        # Later rungs have fewer members. That devices divide all members, the first rung checks.
+        # Later rungs have fewer members. The first rung checks that devices divides all of them.
         used = math.gcd(devices, len(left) * seeds) if i else devices
-        reached, _ = run_sweep(rung, keys, reached, at_once, used)
+        reached, _ = run_sweep(rung, keys, reached, at_once, used, identity)
         if i + 1 < len(rungs):
             chosen = _better(reached, seeds, _left(count, i + 1, fraction), validation)
             reached, left = _members_of(reached, chosen, seeds), left[chosen]
@@ -122,31 +127,48 @@ def _at(hyper: Hyper, which: np.ndarray) -> Hyper:
 
 
 def _newest(
-    plan: Plan, checkpoints: Any, rungs: tuple[int, ...], fraction: float, hyper: Hyper, keys: Array
+    job: Job,
+    checkpoints: Store,
+    identity: Identity,
+    rungs: tuple[int, ...],
+    fraction: float,
+    hyper: Hyper,
+    keys: Array,
 ) -> Halving | None:
-    """The newest checkpoint, if there is one. Its step tells how many settings it holds."""
-    if checkpoints is None:
-        return None
+    """The newest checkpoint, if there is one. Its step determines how many settings it holds.
+
+    Raises:
+        ValueError: it belongs to another run.
+    """
     checkpoints.wait()
     if not checkpoints.steps:
         return None
     step = checkpoints.steps[-1]
+    check_identity(checkpoints.config(step), identity, step)
     left = np.arange(_left(len(hyper.learning_rate), bisect_left(rungs, step), fraction))
-    like = Halving(init_sweep(plan.recipe, keys, _at(hyper, left), plan.validation), left)
+    like = Halving(init_sweep(job.recipe, keys, _at(hyper, left), job.validation), left)
     return checkpoints.restore(like, step)
 
 
 class _RungStore:
-    """The checkpoints as the sweep of one rung sees them: it saves a ``Halving``, and ``halving`` restores."""
+    """The ``Store`` of the sweep of one rung: empty when the sweep starts, because ``halving`` restores by itself."""
 
-    def __init__(self, checkpoints: Any, left: np.ndarray):
+    steps = ()
+
+    def __init__(self, checkpoints: Store, left: np.ndarray):
         self.checkpoints, self.left = checkpoints, left
+
+    def config(self, step: int | None = None) -> None:
+        return None
 
     def restore(self, like: Any, step: int | None = None) -> None:
         return None
 
-    def save(self, step: int, state: Sweep) -> None:
-        self.checkpoints.save(step, Halving(state, self.left))
+    def save(self, step: int, state: Sweep, *, config: Any = None) -> None:
+        self.checkpoints.save(step, Halving(state, self.left), config=config)
+
+    def wait(self) -> None:
+        self.checkpoints.wait()
 
 
 def _call(on_call: Any, left: np.ndarray, state: Sweep, *rest: Any) -> str | None:

@@ -4,12 +4,12 @@
         call the compiled loop; make the next batches while the device works
         wait for the losses; validate; call on_call; save a checkpoint; show the progress
 
-What differs between a run and a sweep is a ``Runner``; what both are asked to do is a ``Plan``.
+What differs between a run and a sweep is a ``Runner``; what both are asked to do is a ``Job``.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,6 +20,7 @@ from mgu_jax.training.data import check_data, check_stream
 from mgu_jax.training.devices import put
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper
+from mgu_jax.training.identity import Identity, check_identity
 from mgu_jax.training.progress import Progress
 from mgu_jax.training.start import check_parts
 from mgu_jax.training.step import Recipe
@@ -27,20 +28,34 @@ from mgu_jax.training.step import Recipe
 STEPS_PER_CALL = 100
 
 
+@runtime_checkable
 class Store(Protocol):
     """What a run needs of ``mgu_jax.Checkpoints``."""
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, in ascending order."""
+        ...
+
+    def config(self, step: int | None = None) -> Any:
+        """The configuration that was saved with a step, the newest if ``None``; ``None`` if there is no checkpoint."""
+        ...
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The state of a step, the newest if ``None``; ``None`` if there is no checkpoint."""
         ...
 
-    def save(self, step: int, state: Any) -> None:
-        """Save the state of a step, in the background."""
+    def save(self, step: int, state: Any, *, config: Any = None) -> None:
+        """Save the state and the configuration of a step, in the background."""
+        ...
+
+    def wait(self) -> None:
+        """Return when the last save is done."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Job:
     """What ``fit``, ``sweep`` and ``halving`` are all asked to do; ``fit`` describes the attributes.
 
     Raises:
@@ -60,7 +75,7 @@ class Plan:
     def __post_init__(self) -> None:
         recipe, data = self.recipe, self.data
         check_parts(recipe, self.hyper, self.validation)
-        if self.checkpoints is not None and not hasattr(self.checkpoints, "restore"):
+        if self.checkpoints is not None and not isinstance(self.checkpoints, Store):
             rule = "checkpoints must be an mgu_jax.Checkpoints"
             raise TypeError(f"{rule}; got {checks.describe(self.checkpoints)}.")
         if self.on_call is not None and not callable(self.on_call):
@@ -125,41 +140,43 @@ class Runner(Protocol):
         ...
 
 
-def host_loop(plan: Plan, runner: Runner, state: Any, feed: Callable[[int], Any]) -> tuple[Any, list[np.ndarray]]:
-    """The state after the last step, and the losses of every call.
+def host_loop(
+    job: Job, runner: Runner, state: Any, feed: Callable[[int], Any], identity: Identity
+) -> tuple[Any, list[np.ndarray]]:
+    """The state after the last step, and the losses of every call. Each checkpoint is saved with the run's identity.
 
     ``on_call`` runs before the checkpoint is saved: what it writes about a step is there before the checkpoint of the
     step is. After a kill at any moment, the resumed run calls it for every step that no checkpoint covers, and skips
     none.
 
     Raises:
-        ValueError: the state has done more steps than the plan.
+        ValueError: the state has done more steps than the job has.
     """
     done, all_losses, beside = int(state.step), [], ""
-    if done > plan.steps:
-        raise ValueError(f"steps must be at least {done}, the steps already done; got {plan.steps}.")
+    if done > job.steps:
+        raise ValueError(f"steps must be at least {done}, the steps already done; got {job.steps}.")
 
     def to_do(state: Any, done: int) -> bool:
-        return done < plan.steps and not runner.is_over(state)
+        return done < job.steps and not runner.is_over(state)
 
     ready = feed(done) if to_do(state, done) else None
-    with Progress(done, plan.steps, plan.progress) as progress:
+    with Progress(done, job.steps, job.progress) as progress:
         while to_do(state, done):
-            size, failure = plan.size(done), None
+            size, failure = job.size(done), None
             launched = runner.launch(state, ready, size)
             try:
-                ready = feed(done + size) if done + size < plan.steps else None
+                ready = feed(done + size) if done + size < job.steps else None
             except Exception as error:  # belongs to the next call; this one is completed and reported first
                 failure = error
             state, losses = runner.collect(state, launched, done, size)
             done += size
             all_losses.append(losses)
             scores: dict[str, Any] = {}
-            if plan.validation is not None and plan.validation.is_due(done, plan.steps_per_call, plan.steps):
+            if job.validation is not None and job.validation.is_due(done, job.steps_per_call, job.steps):
                 state, scores = runner.validate(state)
-            text = plan.on_call(state, losses, scores) if plan.on_call else None
-            if plan.checkpoints is not None:
-                plan.checkpoints.save(done, state)
+            text = job.on_call(state, losses, scores) if job.on_call else None
+            if job.checkpoints is not None:
+                job.checkpoints.save(done, state, config={"run": identity})
             shown = runner.show(losses, scores)
             beside = text or ", ".join(f"{name} {score:.4g}" for name, score in shown.scores.items()) or beside
             progress.advance(size, shown.loss, ", ".join(filter(None, (beside, shown.note))))
@@ -168,7 +185,15 @@ def host_loop(plan: Plan, runner: Runner, state: Any, feed: Callable[[int], Any]
     return state, all_losses
 
 
-def restored(checkpoints: Store | None, like: Any) -> Any:
-    """The newest checkpoint, or ``like``, the state to start from, if there is none."""
-    state = None if checkpoints is None else checkpoints.restore(like)
+def restored(checkpoints: Store | None, like: Any, identity: Identity) -> Any:
+    """The newest checkpoint; without one, ``like``, the state to start from.
+
+    Raises:
+        ValueError: the checkpoint belongs to another run.
+    """
+    if checkpoints is None:
+        return like
+    if (config := checkpoints.config()) is not None:  # which waits for the last save
+        check_identity(config, identity, checkpoints.steps[-1])
+    state = checkpoints.restore(like)
     return like if state is None else state

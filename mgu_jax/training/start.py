@@ -23,14 +23,14 @@ class Sweep(NamedTuple):
 
 
 def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Validation | None = None) -> Any:
-    """The state before the first step: a ``TrainState`` for one PRNG key, a ``Sweep`` for keys [S].
+    """The state before the first step: a ``TrainState`` for one PRNG key, a ``Sweep`` for keys [seeds].
 
     ``fit`` and ``sweep`` start from this state by themselves. It is needed to look at the initial parameters, to change
     them, or to say how a checkpoint is restored.
 
     Args:
         recipe: the static side of the run.
-        key: one PRNG key, from which all randomness of the run follows; or keys [S], one per seed of a sweep.
+        key: one PRNG key, from which all randomness of the run follows; or keys [seeds], one per seed of a sweep.
         hyper: the numbers of the run; for a sweep, each may be an array [N] of settings.
         validation: that of the run, if it has one. The state then holds the best parameters so far.
 
@@ -92,7 +92,7 @@ def _init_optimizer(recipe: Recipe, hyper: Hyper, params: Any) -> Any:
 
 
 def init_sweep(recipe: Recipe, keys: Array, hyper: Hyper, validation: Validation | None = None) -> Sweep:
-    """``start`` for keys [S]: the members of one setting are side by side, one per key."""
+    """``start`` for keys [seeds]: the members of one setting are side by side, one per key."""
     hyper, count = as_settings(hyper)
     members = _init_members(jnp.tile(keys, count), per_member(hyper, len(keys)), recipe)
     return Sweep(jnp.int32(0), with_best(members, validation), jnp.full(count * len(keys), -1, jnp.int32))
@@ -131,7 +131,7 @@ def _better(new: Best, old: Best, counts: Any, higher_is_better: bool) -> Best:
     return jax.tree.map(chosen, new, old._replace(waited=old.waited + 1))
 
 
-def check_state(recipe: Recipe, state: Any, members: bool = False) -> None:
+def check_train_state(recipe: Recipe, state: Any, members: bool = False) -> None:
     """Check that a state to continue from fits the recipe's model and optimiser.
 
     Raises:

@@ -1,11 +1,11 @@
 """``sweep``: many runs in one compiled program, the loop of ``run_steps`` under ``vmap`` over settings and seeds.
 
-    N settings    a ``Hyper`` whose entries are [N], made by ``grid`` or ``draw``
-    S seeds       PRNG keys [S]
-    N*S members   one axis, the seeds of a setting side by side: member (n, s) is at n*S + s
+    N settings         a ``Hyper`` whose entries are [N], made by ``grid`` or ``draw``
+    seeds              PRNG keys [seeds]
+    N * seeds members  one axis, the seeds of a setting side by side: member (n, s) is at n * seeds + s
 
-A member whose loss or parameters are not finite is frozen in its last good state. It stays in the program, in which all
-members are one, and the others are unaffected.
+A member whose loss or parameters are not finite is frozen in its last good state. It is still computed in every call,
+which does not affect the others.
 """
 
 import math
@@ -24,8 +24,9 @@ from mgu_jax.training.data import Data, Source, Stream
 from mgu_jax.training.devices import AXIS, map_members, mesh_of, put, to_host
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, per_member
-from mgu_jax.training.loop import STEPS_PER_CALL, Plan, Shown, Store, host_loop, restored
-from mgu_jax.training.start import Sweep, check_state, improve, init_sweep, with_best
+from mgu_jax.training.identity import Identity, identity_of
+from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, restored
+from mgu_jax.training.start import Sweep, check_train_state, improve, init_sweep, with_best
 from mgu_jax.training.step import Recipe, TrainState, all_finite, run_steps
 
 
@@ -95,7 +96,7 @@ def sweep(
             follows from each member's key; a stream, and the batches of a function, are the same for all members, and
             every process makes them whole.
         hyper: each entry is a number or [N].
-        keys: PRNG keys [S], as ``jax.random.split(key, S)`` makes them.
+        keys: PRNG keys [seeds], as ``jax.random.split(key, seeds)`` makes them.
         state: where to start if there is no checkpoint; ``mgu_jax.start(recipe, keys, hyper)`` if ``None``.
         validation: as ``fit`` takes it, without patience; ``members.best`` holds the best parameters of each member.
         at_once: members computed together on a device, in training and in validation; all if ``None``.
@@ -108,58 +109,59 @@ def sweep(
         ends early when all members are frozen.
 
     Raises:
-        Damaged: the newest checkpoint is not as it was saved, or belongs to another sweep.
+        Damaged: the newest checkpoint cannot be restored.
         TypeError: an argument of another type.
         ValueError: what ``fit`` raises, or entries of different lengths.
     """
-    plan = Plan(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
-    return run_sweep(plan, keys, state, at_once, devices)
+    job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
+    return run_sweep(job, keys, state, at_once, devices)
 
 
 def run_sweep(
-    plan: Plan, keys: Any, state: Sweep | None, at_once: int | None, devices: int
+    job: Job, keys: Any, state: Sweep | None, at_once: int | None, devices: int, identity: Identity | None = None
 ) -> tuple[Sweep, np.ndarray]:
-    """``sweep`` by a plan."""
-    recipe, validation = plan.recipe, plan.validation
+    """What ``sweep`` returns. ``identity`` is that of the run to which the sweep belongs; its own if ``None``."""
+    recipe, validation = job.recipe, job.validation
     if validation is not None and validation.patience is not None:
         raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
     checks.check_keys("keys", keys)
     if at_once is not None:
         checks.check_size("at_once", at_once)
-    (hyper, count), seeds = as_settings(plan.hyper), len(keys)
+    (hyper, count), seeds = as_settings(job.hyper), len(keys)
     each, total = per_member(hyper, seeds), count * seeds
     mesh = mesh_of(devices, "members", total)
+    identity = identity or identity_of("sweep", recipe, job.hyper, keys if state is None else None)
     if state is None:
         state = init_sweep(recipe, keys, hyper, validation)
     elif not isinstance(state, Sweep) or len(state.stopped) != total:
         came = f"one of {len(state.stopped)}" if isinstance(state, Sweep) else checks.describe(state)
         raise ValueError(f"state must be a Sweep of {total} members, {count} settings with {seeds} seeds; got {came}.")
     else:
-        check_state(recipe, state.members, members=True)
+        check_train_state(recipe, state.members, members=True)
         state = state._replace(members=with_best(state.members, validation))
     if validation is not None:
         params, one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), (state.members.params, each))
         validation.check(recipe, params, one)
     put_whole = partial(put, mesh=mesh)
-    feed = plan.feed(state.members.params, mesh, put_whole, recipe.batch_size)
-    first = restored(plan.checkpoints, state)
+    feed = job.feed(state.members.params, mesh, put_whole, recipe.batch_size)
+    first = restored(job.checkpoints, state, identity)
     members, stopped, each = put((first.members, first.stopped, each), mesh, AXIS)
-    runner = _Members(plan, each, to_host(stopped), at_once, mesh)
-    reached, losses = host_loop(plan, runner, Sweep(put_whole(first.step), members, stopped), feed)
+    runner = _Members(job, each, to_host(stopped), at_once, mesh)
+    reached, losses = host_loop(job, runner, Sweep(put_whole(first.step), members, stopped), feed, identity)
     return reached, np.concatenate(losses, 1) if losses else np.zeros((total, 0))
 
 
 class _Members:
     """The members of a sweep, as the loop on the host sees them; ``frozen`` is ``stopped`` after the last call."""
 
-    def __init__(self, plan: Plan, hyper: Hyper, frozen: np.ndarray, at_once: int | None, mesh: Mesh | None):
-        self.plan, self.hyper, self.frozen, self.at_once, self.mesh = plan, hyper, frozen, at_once, mesh
+    def __init__(self, job: Job, hyper: Hyper, frozen: np.ndarray, at_once: int | None, mesh: Mesh | None):
+        self.job, self.hyper, self.frozen, self.at_once, self.mesh = job, hyper, frozen, at_once, mesh
 
     def is_over(self, state: Sweep) -> bool:
         return bool((self.frozen >= 0).all())
 
     def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, Array]:
-        how = {"recipe": self.plan.recipe, "steps": size, "at_once": self.at_once, "mesh": self.mesh}
+        how = {"recipe": self.job.recipe, "steps": size, "at_once": self.at_once, "mesh": self.mesh}
         return run_members(state.members, state.stopped, self.hyper, data, **how)
 
     def collect(
@@ -172,8 +174,8 @@ class _Members:
         return Sweep(put(jnp.int32(done + size), self.mesh), members, stopped), losses
 
     def validate(self, state: Sweep) -> tuple[Sweep, dict[str, np.ndarray]]:
-        validation: Any = self.plan.validation
-        evaluator, members = validation.evaluator(self.plan.recipe), state.members
+        validation: Any = self.job.validation
+        evaluator, members = validation.evaluator(self.job.recipe), state.members
         scores = evaluator.scores_of_members(members.params, self.hyper.rates(), self.at_once, self.mesh)
         members = improve(members, scores[0].astype(np.float32), self.frozen < 0, validation)
         members = put(members, self.mesh, AXIS)

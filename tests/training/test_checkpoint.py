@@ -183,7 +183,7 @@ def test_a_checkpoint_that_cannot_be_recognised_is_named_and_stays(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (None, 2):
             call = lambda step=step: checkpoints.restore(tree(0), step)  # noqa: E731
-            rejects(call, "step 2", "that of step 1 is whole: restore(like, step=1)", kind=Damaged)
+            rejects(call, "step 2", "that of step 1 is whole: remove 2.npz to resume from it", kind=Damaged)
         assert equal(checkpoints.restore(tree(0), step=1), tree(1))
         rejects(lambda: checkpoints.save(2, tree(2)), "step must be above", "2.npz is damaged")
         (tmp_path / "2.npz").unlink()
@@ -236,14 +236,26 @@ def test_damage_is_named_and_an_earlier_checkpoint_suggested(name, tmp_path):
             with pytest.raises(Damaged) as caught:
                 call()
             there = re.escape(str(tmp_path))
-            end = r"; that of step 1 is whole: restore\(like, step=1\)\."
+            end = r"; that of step 1 is whole: remove 2\.npz to resume from it, or restore\(like, step=1\)\."
             assert re.fullmatch(f"the checkpoint of step 2 in {there} is {text}{end}", str(caught.value))
-            assert (caught.value.step, caught.value.whole) == (2, 1)
+            assert (caught.value.step, caught.value.whole, caught.value.newer) == (2, 1, (2,))
         assert equal(checkpoints.restore(tree(0), step=1), tree(1))
         checkpoints.save(2, tree(20))
         checkpoints.save(3, tree(3))
         assert equal(checkpoints.restore(tree(0)), tree(3))
         assert equal(checkpoints.restore(tree(0), 2), tree(20))
+
+
+def test_damage_names_every_file_to_remove(tmp_path):
+    """All that are newer than the one that is whole; none if that is the newest."""
+    saved(tmp_path, (1, 2, 3), keep=3)
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        DAMAGE["truncated"][0](tmp_path / "2.npz")
+        said = rejects(lambda: checkpoints.restore(tree(0), 2), "step 2", kind=Damaged)
+        assert said.endswith("; that of step 3 is whole: restore(like, step=3).")
+        DAMAGE["truncated"][0](tmp_path / "3.npz")
+        said = rejects(lambda: checkpoints.restore(tree(0)), "step 3", kind=Damaged)
+        assert said.endswith("step 1 is whole: remove 2.npz and 3.npz to resume from it, or restore(like, step=1).")
 
 
 def test_of_300_checkpoints_with_one_bit_flipped_not_one_is_restored_to_other_numbers(tmp_path):

@@ -321,8 +321,8 @@ SWEEP = [
     ({"hyper": mgu.Hyper((1e-3,))}, "hyper.learning_rate", "a number or an array of numbers", "a tuple"),
     ({"hyper": mgu.Hyper("fast")}, "hyper.learning_rate", "a number or an array of numbers", "'fast'"),
     ({"hyper": mgu.Hyper(zoneout=jnp.array([0.5, 1.0]))}, "hyper.zoneout", "[0, 1)", 1.0),
-    ({"keys": KEYS[0]}, "keys", "PRNG keys [S]", "key<fry> []"),
-    ({"keys": 3}, "keys", "PRNG keys [S]", 3),
+    ({"keys": KEYS[0]}, "keys", "PRNG keys [seeds]", "key<fry> []"),
+    ({"keys": 3}, "keys", "PRNG keys [seeds]", 3),
     ({"devices": 64}, "devices", "at most 2", 64),
     ({"devices": 2, "hyper": mgu.Hyper(), "keys": KEYS[:1]}, "devices", "divide the 1 members", 2),
     ({"state": 3}, "state", "a Sweep of 8 members, 4 settings with 2 seeds", 3),
@@ -383,8 +383,8 @@ def test_best_member_and_member_rows():
 HALVING = [
     ({"recipe": 3}, "recipe", "a Recipe", 3),
     ({"hyper": None}, "hyper", "a Hyper", None),
-    ({"keys": 3}, "keys", "PRNG keys [S]", 3),
-    ({"keys": KEYS[0]}, "keys", "PRNG keys [S]", "key<fry> []"),
+    ({"keys": 3}, "keys", "PRNG keys [seeds]", 3),
+    ({"keys": KEYS[0]}, "keys", "PRNG keys [seeds]", "key<fry> []"),
     ({"validation": None}, "validation", "a Validation", None),
     ({"validation": halves(patience=2)}, "validation.patience", "None in a sweep", 2),
     ({"rungs": (2, "a")}, "rungs", "a rising row of steps, at least one", (2, "a")),
@@ -408,6 +408,21 @@ HALVING = [
 @pytest.mark.parametrize(("wrong", "name", "rule", "got"), HALVING, ids=ids(HALVING))
 def test_halving(wrong, name, rule, got):
     rejects(lambda: halving(**wrong), name, rule, got)
+
+
+class Half:
+    """Some of what a run needs of its checkpoints."""
+
+    def restore(self, like, step=None):
+        return None
+
+    def save(self, step, state, *, config=None):
+        pass
+
+
+@pytest.mark.parametrize("train", [fit, sweep, halving])
+def test_checkpoints_that_lack_a_method(train):
+    rejects(lambda: train(checkpoints=Half()), "checkpoints", "an mgu_jax.Checkpoints", "a Half", TypeError)
 
 
 def test_a_folder_of_checkpoints_that_is_none():

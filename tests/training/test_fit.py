@@ -6,6 +6,7 @@ import pytest
 
 import mgu_jax as mgu
 from mgu_jax import losses
+from tests.rejects import rejects
 from tests.same import same
 from tests.training.common import KEY, LAST, WORDS, Killed, kill_in_call, samples, stream
 
@@ -171,6 +172,21 @@ def test_a_checkpoint_comes_before_the_state_to_start_from(tmp_path):
             )
         assert len(values) == taken
     assert same(reached, whole)
+
+
+def test_a_run_resumes_once_the_damaged_checkpoint_is_removed(tmp_path):
+    recipe, options = mgu.Recipe(LAST, batch_size=8), {"steps": 6, "key": KEY, "steps_per_call": 2}
+    with mgu.Checkpoints(tmp_path) as checkpoints:
+        whole, values = mgu.fit(recipe, samples(), checkpoints=checkpoints, **options)
+        checkpoints.wait()
+        assert checkpoints.steps == [4, 6]
+        (tmp_path / "6.npz").write_bytes((tmp_path / "6.npz").read_bytes()[:-1])
+        call = lambda: mgu.fit(recipe, samples(), checkpoints=checkpoints, **options)  # noqa: E731
+        rejects(call, "step 6", "that of step 4 is whole: remove 6.npz to resume from it", "damaged", mgu.Damaged)
+        (tmp_path / "6.npz").unlink()
+        resumed, rest = call()
+    assert same(resumed, whole)
+    np.testing.assert_array_equal(rest, values[4:])
 
 
 def test_the_next_batches_are_made_while_the_device_works():

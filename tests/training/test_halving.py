@@ -6,6 +6,7 @@ import pytest
 
 import mgu_jax as mgu
 from mgu_jax.gradients import relative_error
+from tests.rejects import rejects
 from tests.same import same
 from tests.training.common import KEYS, Killed, kill_in_call, samples
 from tests.training.test_sweep import GRID, RECIPE, VALIDATION
@@ -64,3 +65,15 @@ def test_a_killed_halving_resumes_to_the_same_bits(call, tmp_path):
     with mgu.Checkpoints(tmp_path) as checkpoints:
         again = mgu.halving(checkpoints=checkpoints, **options)
     assert same(again, whole)
+
+
+def test_a_halving_that_ends_before_its_checkpoint_is_refused(tmp_path):
+    """A checkpoint that was saved by hand does not say which rungs it had, so its step and its settings must tell."""
+    options, states = OPTIONS | {"keys": KEYS[:1], "steps_per_call": 2, "fraction": 0.25}, []
+    mgu.halving(rungs=(2, 4), on_call=lambda state, *_: states.append(state), **options)
+    with mgu.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, states[-1])
+        for name, place in (("the checkpoint", {"checkpoints": checkpoints}), ("state", {"state": states[-1]})):
+            call = lambda: mgu.halving(rungs=(2,), **place, **options)  # noqa: B023, E731
+            said = rejects(call, "one of 4 settings with rungs (2,)", "got 1 setting at step 4", kind=ValueError)
+            assert said.startswith(f"{name} must be")
