@@ -21,7 +21,7 @@ _tests = itertools.count(1)
 
 @contextmanager
 def hasty():
-    """A compiler that does little, for tests that ask what a program computes: they compile half as long so."""
+    """A compiler that does little, for tests of what a program computes; they compile in half the time."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -59,7 +59,7 @@ def dtype(request):
 
 @pytest.fixture(autouse=True)
 def compiled_programs_do_not_pile_up():
-    """Thousands of tests compile thousands of programs, and a process may only hold so many."""
+    """Thousands of tests compile thousands of programs; clearing them bounds the memory."""
     yield
     if next(_tests) % 150 == 0:
         jax.clear_caches()

@@ -116,18 +116,18 @@ def resealed(entries, seal=True, **changes):
 
 
 CHANGES = {  # by someone who writes zip files with correct checksums
-    "a number": (lambda e: e | {"a": e["a"] + 1}, r"is damaged \(a differs from its checksum\)"),
+    "a number": (lambda e: e | {"a": e["a"] + 1}, "a differs from its checksum"),
     "a dtype": (lambda e: e | {"a": e["a"].view("int64")}, None),  # the header says what the bits are
-    "a shape": (lambda e: e | {"a": e["a"][None]}, r"is damaged \(a differs from its checksum\)"),
-    "a name": (lambda e: {"c" if k == "a" else k: v for k, v in e.items()}, r"is damaged \(a is missing\)"),
-    "one more": (lambda e: e | {"c": e["a"]}, r"is damaged \(c was added\)"),
-    "the header": (lambda e: resealed(e, False, header={}), r"is damaged \(its header differs from its checksum\)"),
+    "a shape": (lambda e: e | {"a": e["a"][None]}, "a differs from its checksum"),
+    "a name": (lambda e: {"c" if k == "a" else k: v for k, v in e.items()}, "a is missing"),
+    "one more": (lambda e: e | {"c": e["a"]}, "c was added"),
+    "the header": (lambda e: resealed(e, False, header={}), "its header differs from its checksum"),
     "another format": (
         lambda e: resealed(e, format=2),
-        r"is of another format \(2; this version of mgu_jax reads 1\)",
+        r"another format \(2; .* reads 1",
     ),
-    "no JSON": (lambda e: e | {"mgu_jax_model": np.zeros(3, np.uint8)}, r"is damaged \(its header cannot be read\)"),
-    "no header": (lambda e: {"a": e["a"]}, "is damaged, or not a model that mgu_jax wrote"),
+    "no JSON": (lambda e: e | {"mgu_jax_model": np.zeros(3, np.uint8)}, "its header cannot be read"),
+    "no header": (lambda e: {"a": e["a"]}, "not a model that mgu_jax wrote"),
 }
 
 
@@ -139,7 +139,7 @@ def test_what_was_changed_is_named(path, name):
     if text is None:
         assert identical(archive.read(path, "model")[0], before)
         return
-    with pytest.raises(archive.Unreadable, match=f"^{text}$"):
+    with pytest.raises(archive.Unreadable, match=text):
         archive.read(path, "model")
 
 
@@ -148,7 +148,7 @@ def test_a_foreign_file_is_refused(tmp_path, content):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
     assert not archive.is_marked(path, "model")
-    with pytest.raises(archive.Unreadable, match=r"^is damaged, or not a model that mgu_jax wrote$"):
+    with pytest.raises(archive.Unreadable, match="not a model that mgu_jax wrote"):
         archive.read(path, "model")
 
 

@@ -86,6 +86,7 @@ def test_the_size_of_the_program_does_not_depend_on_T(implementation, differenti
     assert short == long > 10
 
 
+@pytest.mark.slow
 def test_time_grows_linearly_with_T():
     """Ten times the steps take less than 25 times the time; with quadratic time it would be 100 times."""
     params = mgu.init(jax.random.key(0), 4, 16)

@@ -169,9 +169,12 @@ def test_step_names_its_input_x():
 
 
 @pytest.mark.parametrize(
-    ("options", "rule"), [({"bidirectional": "sum"}, "begin at the end"), ({"readout": "mean"}, "the whole sequence")]
+    ("options", "name", "reason"),
+    [
+        ({"bidirectional": "sum"}, "bidirectional", "its reverse layers begin at the end"),
+        ({"readout": "mean"}, "readout 'mean'", "it reads out the whole sequence"),
+    ],
 )
-def test_a_model_that_cannot_be_stepped(options, rule):
+def test_a_model_that_cannot_be_stepped(options, name, reason):
     model = mgu.Model(32, (64,), 3, **options)
-    (name,) = options
-    rejects(lambda: model.step(model.init(KEY), XS[0]), name, rule, kind=ValueError)
+    rejects(lambda: model.step(model.init(KEY), XS[0]), name, f"cannot be stepped: {reason}", kind=ValueError)

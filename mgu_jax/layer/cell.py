@@ -213,8 +213,8 @@ def weight_gradients(
         W_h=product.weight(x, ds_h, p.W_h),  # (11)
         U_h=product.weight(r, ds_r, p.U_h),  # (11)
         b_h=summed(dz_h, p.b_h),  # (11)
-        b_r=summed(ds_r, p.b_r),
-        g_f=None if gates.norm_f is None else summed(dz_f * gates.norm_f.n, p.g_f),
-        g_h=None if gates.norm_h is None else summed(dz_h * gates.norm_h.n, p.g_h),
+        b_r=summed(ds_r, p.b_r),  # (11)
+        g_f=None if gates.norm_f is None else summed(dz_f * gates.norm_f.n, p.g_f),  # (10)
+        g_h=None if gates.norm_h is None else summed(dz_h * gates.norm_h.n, p.g_h),  # (11)
     )
     return dparams, dx

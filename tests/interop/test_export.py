@@ -169,7 +169,12 @@ def test_errors():
     params = drawn(model)
     rejects(lambda: export.sequence({}, params), "model", "an mgu_jax.Model", "a dict", TypeError)
     rejects(lambda: export.sequence(model, params.layers[0]), "params", "a ModelParams", "a Params", TypeError)
-    rejects(lambda: export.stream(other, drawn(other)), "bidirectional", "cannot be stepped", kind=ValueError)
+    rejects(
+        lambda: export.stream(other, drawn(other)),
+        "bidirectional",
+        "cannot be stepped: its reverse layers",
+        kind=ValueError,
+    )
     rejects(lambda: export.sequence(model, params, platforms="cpu"), "platforms", "a tuple", "'cpu'", TypeError)
     rejects(lambda: export.stream(model, params, platforms=("gpu",)), "platforms", "'cpu'", "'gpu'", ValueError)
 

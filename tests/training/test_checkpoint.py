@@ -6,7 +6,6 @@ Their use in a run is tested in test_fit.py and test_run.py, their files in test
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from mgu_jax import archive
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.losses import accuracy
 from tests.processes import run_together
-from tests.rejects import rejects
+from tests.rejects import is_one_sentence, rejects
 from tests.same import same
 
 ROOT = Path(__file__).parent.parent.parent
@@ -167,7 +166,8 @@ def test_other_files_are_refused_and_stay(tmp_path):
         for step, name in ((1, "7.npz"), (7, "7.npz"), (8, "90.npz"), (100, "100.npz"), (2019, "2019.npz")):
             rejects(
                 lambda step=step: checkpoints.save(step, tree(step)),
-                "step must be above all files that are not checkpoints",
+                "step",
+                "above all files that are not checkpoints",
                 tmp_path / name,
             )
         assert contents(tmp_path) == before
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_recognised_is_named_and_stays(tmp_path):
             call = lambda step=step: checkpoints.restore(tree(0), step)  # noqa: E731
             rejects(call, "step 2", "that of step 1 is whole: remove 2.npz to resume from it", kind=Damaged)
         assert equal(checkpoints.restore(tree(0), step=1), tree(1))
-        rejects(lambda: checkpoints.save(2, tree(2)), "step must be above", "2.npz is damaged")
+        rejects(lambda: checkpoints.save(2, tree(2)), "step", "above all files", "2.npz is damaged")
         (tmp_path / "2.npz").unlink()
         checkpoints.save(2, tree(2))
         assert equal(checkpoints.restore(tree(0)), tree(2))
@@ -201,26 +201,26 @@ def resealed(path, **changes):
 
 
 DAMAGE = {  # what happens to the file of step 2, and what the error says of it
-    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), r"damaged \(its end is missing\)"),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "damaged (its end is missing)"),
     "flipped": (
         lambda path: flip(path, path.read_bytes().index(np.float32(2 / 3).tobytes())),
-        r"damaged \(Bad CRC-32 for file \"state\.rest\['a'\]\.npy\"\)",
+        "damaged (Bad CRC-32 for file \"state.rest['a'].npy\")",
     ),
     "another number": (
         lambda path: archive.write_npz(path, dict(np.load(path)) | {"state.step": np.int32(5)}),
-        r"damaged \(state\.step differs from its checksum\)",
+        "damaged (state.step differs from its checksum)",
     ),
     "copied": (
         lambda path: path.write_bytes(path.with_name("1.npz").read_bytes()),
-        r"damaged \(it is a copy of the one of step 1\)",
+        "damaged (it is a copy of the one of step 1)",
     ),
     "changed header": (
         lambda path: resealed(path, header={"step": 2, "state": {}, "config": None, "metric": 0.0}),
-        r"damaged \(its header differs from its checksum\)",
+        "damaged (its header differs from its checksum)",
     ),
     "another version": (
         lambda path: resealed(path, format=2),
-        r"of another format \(2; this version of mgu_jax reads 1\)",
+        "of another format (2; this version of mgu_jax reads 1)",
     ),
 }
 
@@ -235,9 +235,8 @@ def test_damage_is_named_and_an_earlier_checkpoint_suggested(name, tmp_path):
         for call in (lambda: checkpoints.restore(tree(0)), checkpoints.config, lambda: checkpoints.restore(tree(0), 2)):
             with pytest.raises(Damaged) as caught:
                 call()
-            there = re.escape(str(tmp_path))
-            end = r"; that of step 1 is whole: remove 2\.npz to resume from it, or restore\(like, step=1\)\."
-            assert re.fullmatch(f"the checkpoint of step 2 in {there} is {text}{end}", str(caught.value))
+            other = "that of step 1 is whole: remove 2.npz to resume from it, or restore(like, step=1)"
+            is_one_sentence(str(caught.value), f"step 2 in {tmp_path}", f"is {text}", other)
             assert (caught.value.step, caught.value.whole, caught.value.newer) == (2, 1, (2,))
         assert equal(checkpoints.restore(tree(0), step=1), tree(1))
         checkpoints.save(2, tree(20))
@@ -281,9 +280,9 @@ def test_no_checkpoint_is_suggested_if_all_are_damaged(tmp_path):
     for step in (1, 2):
         DAMAGE["truncated"][0](tmp_path / f"{step}.npz")
     with Checkpoints(tmp_path) as checkpoints:
-        rejects(lambda: checkpoints.restore(tree(0)), "step 2", "no other checkpoint can be restored", kind=Damaged)
         with pytest.raises(Damaged) as caught:
             checkpoints.restore(tree(0))
+        is_one_sentence(str(caught.value), "step 2", "is damaged (its end is missing)", "no other checkpoint")
         assert caught.value.whole is None
 
 
@@ -311,8 +310,8 @@ def test_another_model_is_refused(name, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, like)
         checkpoints.save(2, tree(2))
-        what, other = f"step 2 in {tmp_path} is of another model (state{text})", "restore(like, step=1)"
-        rejects(lambda: checkpoints.restore(like), what, other, kind=Damaged)
+        rule, other = f"is of another model (state{text})", "restore(like, step=1)"
+        rejects(lambda: checkpoints.restore(like), f"step 2 in {tmp_path}", rule, other, Damaged)
         assert equal(checkpoints.restore(like, 1), like)
 
 
@@ -333,15 +332,16 @@ def test_the_error_says_whether_the_optimiser_the_validation_or_the_model_differ
         with Checkpoints(tmp_path / str(i)) as checkpoints:
             for step in (1, 2):
                 checkpoints.save(step, state)
-            said = rejects(lambda: checkpoints.restore(like), f"is of another {text}", kind=Damaged)  # noqa: B023
-        assert said.endswith("; no other checkpoint can be restored.")  # though all are whole
+            rule, other = f"is of another {text}", "no other checkpoint can be restored"  # though all are whole
+            rejects(lambda: checkpoints.restore(like), "step 2", rule, other, Damaged)  # noqa: B023
 
 
 def test_a_checkpoint_of_another_model_is_refused_before_its_arrays_are_read(tmp_path, monkeypatch):
     saved(tmp_path, (1,))
     monkeypatch.setattr(archive, "read", fails(AssertionError("the arrays were read")))
     with Checkpoints(tmp_path) as checkpoints:
-        rejects(lambda: checkpoints.restore(tree(0)._replace(step=0.5)), "another model", kind=Damaged)
+        like, rule = tree(0)._replace(step=0.5), "is of another model (state.step is int32[], like.step"
+        rejects(lambda: checkpoints.restore(like), "step 1", rule, kind=Damaged)
 
 
 def test_nothing_is_saved_after_close(tmp_path):
@@ -349,7 +349,7 @@ def test_nothing_is_saved_after_close(tmp_path):
     checkpoints.save(1, tree(1))
     checkpoints.close()
     checkpoints.close()
-    rejects(lambda: checkpoints.save(2, tree(2)), "save must come before close", got=tmp_path)
+    rejects(lambda: checkpoints.save(2, tree(2)), "save", "before close", tmp_path)
 
 
 def test_the_caller_may_donate_and_overwrite_at_once(tmp_path):
@@ -415,11 +415,11 @@ def test_training_continues_before_a_save_has_ended(tmp_path, monkeypatch):
 
 def test_an_interrupt_damages_no_save(tmp_path, monkeypatch):
     """Ctrl-C while one save is being written and the next one waits for it."""
-    write, goes_on = archive.write, threading.Event()
+    write, may_write = archive.write, threading.Event()
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        assert goes_on.wait(60)
+        assert may_write.wait(60)
         write(*arguments)
 
     monkeypatch.setattr(archive, "write", interrupted)
@@ -428,7 +428,7 @@ def test_an_interrupt_damages_no_save(tmp_path, monkeypatch):
             checkpoints.save(1, tree(1))
             checkpoints.save(2, tree(2))
         assert checkpoints.steps == []
-        goes_on.set()
+        may_write.set()
     assert checkpoints.steps == [1]
     assert equal(checkpoints.restore(tree(0)), tree(1))
     assert names(tmp_path) == ["1.npz"]
@@ -460,8 +460,8 @@ def test_an_error_in_the_background_is_raised_at_the_next_call(tmp_path, monkeyp
         patch.setattr(archive, "write", fails(error))
         checkpoints.save(2, tree(2))
         arguments = {"save": (3, tree(3)), "restore": (tree(0),)}.get(where, ())
-        what = f"step 2 could not be saved in {tmp_path} ({reason})"
-        rejects(lambda: getattr(checkpoints, where)(*arguments), what, "those before it are whole", kind=OSError)
+        rule, others = f"could not be saved in {tmp_path} ({reason})", "those before it are whole"
+        rejects(lambda: getattr(checkpoints, where)(*arguments), "step 2", rule, others, OSError)
     if where == "close":
         checkpoints = Checkpoints(tmp_path)
     assert equal(checkpoints.restore(tree(0)), tree(1))  # the error is raised once, and the first is whole
@@ -502,7 +502,7 @@ def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints_whole(tmp_path, 
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.save(1, small)
         checkpoints.save(2, large)
-        rejects(checkpoints.wait, "step 2 could not be saved", got="No space left on device", kind=OSError)
+        rejects(checkpoints.wait, "step 2", "could not be saved", "No space left on device", OSError)
         assert names(tmp_path / "run") == ["1.npz"]
         assert equal(checkpoints.restore(small), small)
         checkpoints.save(2, small)
@@ -514,10 +514,10 @@ def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints_whole(tmp_path, 
 def test_a_folder_that_cannot_be_written_is_reported_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
-        rejects(lambda folder=folder: Checkpoints(folder), "folder must be", folder, reason, OSError)
+        rejects(lambda folder=folder: Checkpoints(folder), "folder", "can be written", f"{folder} ({reason})", OSError)
     assert (tmp_path / "file").read_text() == "mine"
     monkeypatch.setattr("tempfile.TemporaryFile", fails(OSError(30, "Read-only file system")))
-    rejects(lambda: Checkpoints(tmp_path), "folder must be one that can be written", tmp_path, "Read-only", OSError)
+    rejects(lambda: Checkpoints(tmp_path), "folder", "can be written", f"{tmp_path} (Read-only", OSError)
 
 
 def test_a_checkpoint_that_the_disk_cannot_read_is_named(tmp_path, monkeypatch):

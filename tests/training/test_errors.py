@@ -166,7 +166,7 @@ def test_a_model_with_reverse_layers_cannot_read_windows():
         lambda: mgu.evaluate(model, params, stream(), (losses.accuracy,), batch_size=2, window=5),
         lambda: mgu.predict(model, params, stream(), batch_size=2, window=5),
     ):
-        rejects(call, "a bidirectional model cannot read a stream in windows", "reverse layers begin at the end")
+        rejects(call, "a bidirectional model", "cannot read a stream in windows: its reverse layers begin at the end")
 
 
 # Recipes
@@ -425,7 +425,7 @@ def test_checkpoints_that_lack_a_method(train):
     rejects(lambda: train(checkpoints=Half()), "checkpoints", "an mgu_jax.Checkpoints", "a Half", TypeError)
 
 
-def test_a_folder_of_checkpoints_that_is_none():
+def test_a_folder_of_checkpoints_that_is_no_path():
     rejects(lambda: mgu.Checkpoints(None), "folder", "a path", "None", TypeError)
 
 
