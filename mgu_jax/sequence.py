@@ -4,7 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from mgu_jax import checks
+from mgu_jax.kernels import gpu
 from mgu_jax.layer.bptt import Marks, Plan, assert_shapes, bptt, state_before
 from mgu_jax.layer.cell import advance, prepare, project
 from mgu_jax.layer.family import MGU, Cell, check_cell
@@ -49,8 +50,14 @@ def _manual(
     return bptt(plan, *reverse_only((params, xs, h0, h_reset)), marks)
 
 
+def _mosaic_gpu(
+    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
+) -> tuple[Array, Array]:
+    return _manual(replace(plan, loops=gpu.LOOPS), params, xs, h0, h_reset, marks)
+
+
 # Each takes (plan, params, xs, h0, h_reset, marks) as ``definition`` does, and has to equal it.
-IMPLEMENTATIONS = {"manual": _manual, "autodiff": definition, "parallel": parallel}
+IMPLEMENTATIONS = {"manual": _manual, "autodiff": definition, "parallel": parallel, "mosaic_gpu": _mosaic_gpu}
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,24 @@ class Execution:
         checks.check_choice("save", self.save, SAVE)
         if self.segment is not None:
             checks.check_size("segment", self.segment)
-        if self.name != "manual" and (self.save != "gates" or self.segment is not None):
+        by_hand = self.implementation in (None, "manual", "mosaic_gpu")
+        if not by_hand and (self.save != "gates" or self.segment is not None):
             raise ValueError(
-                f"save and segment must be left out with implementation {self.name!r} (only 'manual' uses them); "
-                f"got {self.save!r} and {self.segment!r}."
+                f"save and segment must be left out with implementation {self.implementation!r} (only 'manual' and "
+                f"'mosaic_gpu' use them); got {self.save!r} and {self.segment!r}."
             )
         object.__setattr__(self, "compute_dtype", self.product.compute_dtype)
 
-    @property
-    def name(self) -> str:
-        """The name of the implementation that runs."""
-        return self.implementation or "manual"
+    def chosen(self, cell: Cell, params: Params, sizes_known: bool = True) -> str:
+        """The name of the implementation that runs. Raises ValueError, with the reason, if it cannot serve."""
+        if self.implementation != "mosaic_gpu":
+            return self.implementation or "manual"
+        why = gpu.refusal(cell, params.W_h.shape[1], checks.dtype_of(params.W_h), self.product)
+        if not sizes_known:
+            why = "needs a known number of steps and samples"
+        if why:
+            raise ValueError(f"implementation 'mosaic_gpu' {why}.")
+        return self.implementation
 
     @property
     def product(self) -> Products:
@@ -95,7 +109,7 @@ class Execution:
 
     def check(self, cell: Cell) -> None:
         """Raise ValueError, with the reason, if the implementation cannot serve the cell."""
-        if self.name == "parallel" and not cell.linear:
+        if self.implementation == "parallel" and not cell.linear:
             raise ValueError(
                 "implementation 'parallel' needs a cell whose gate and candidate do not see the state, such as "
                 f"MIN_GRU; got gate={cell.gate!r}, candidate={cell.candidate!r}."
@@ -144,12 +158,14 @@ def scan(
             an earlier part of the same sequence.
         reverse: run from the last step (of each sequence's own length) to the first; hs stays in the order of time.
         implementation: "manual" (the hand-written backward pass of ``layer.bptt``; reverse mode only), "autodiff" (the
-            definition, differentiated by JAX in any mode; slower) or "parallel" (all steps at once, for members that
-            are linear in the state, such as MIN_GRU). ``None`` is "manual".
-        save: what "manual" keeps for its backward pass: "gates" (all states and gates; fastest except for very long T),
-            "states" (all states; the gates are computed again) or "segments" (one state per segment; everything else
-            is computed again, and memory grows with the square root of T if the loss uses h_last alone).
-        segment: the number of steps for which "manual" computes input products and weight gradients at once. ``None``
+            definition, differentiated by JAX in any mode; slower), "parallel" (all steps at once, for members that are
+            linear in the state, such as MIN_GRU) or "mosaic_gpu" ("manual" with its two loops as one kernel each, for
+            dense members of up to 192 units in float32 on a Hopper GPU; not yet run on one). ``None`` is "manual".
+        save: what "manual" and "mosaic_gpu" keep for the backward pass: "gates" (all states and gates; fastest except
+            for very long T), "states" (all states; the gates are computed again) or "segments" (one state per segment;
+            everything else is computed again, and memory grows with the square root of T if the loss uses h_last
+            alone).
+        segment: the number of steps for which these two compute input products and weight gradients at once. ``None``
             chooses by T, B, H and the backend.
         precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
             ``jax.lax.DotAlgorithmPreset``.
@@ -169,7 +185,7 @@ def scan(
             "manual".
         ValueError: the shapes do not fit each other, lengths outside [0, T], a rate outside [0, 1), an unknown name, a
             segment below 1, reset_to without resets, an implementation that cannot serve the cell, or save or segment
-            with an implementation other than "manual".
+            with an implementation that does not use them.
     """
     return run(
         params,
@@ -211,7 +227,8 @@ def run(
     _, H = check_params(params, cell)
     check_features("xs", xs, "T, ..., ", params, "W_h")
     T, *batch, D = xs.shape
-    if execution.name == "parallel" and not is_known(T):
+    implementation = execution.chosen(cell, params, all(map(is_known, (T, *batch))))
+    if implementation == "parallel" and not is_known(T):
         raise ValueError(f"implementation 'parallel' needs a known number of steps; got {T}.")
     dtype = checks.dtype_of(params.W_h)
     if h0 is None:
@@ -243,7 +260,7 @@ def run(
         reset = None if reset is None else reset & valid
 
     arguments = _vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, mask)))
-    hs, h_last = IMPLEMENTATIONS[execution.name](execution.plan(cell, reverse), *arguments)
+    hs, h_last = IMPLEMENTATIONS[implementation](execution.plan(cell, reverse), *arguments)
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (T, *batch, H)), jnp.reshape(h_last, (*batch, H))

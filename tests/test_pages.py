@@ -87,7 +87,7 @@ def result(name):
 
 
 def cells(kind, *files, digits=2):
-    """Mean and standard deviation of a figure in files of results/learning, as the README prints them."""
+    """Mean and standard deviation of a score in files of results/learning, as the README prints them."""
     for file in files:
         row = result(f"learning/{file}")
         if kind == "accuracy":

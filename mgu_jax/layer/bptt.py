@@ -33,6 +33,7 @@ marked as a reset, the state h_reset takes the place of h_{t-1}, so
     (15)  dh_{t-1} = 0, and the dh of step t is added to dh_reset, the gradient of h_reset.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -61,6 +62,13 @@ from mgu_jax.layer.params import Params
 from mgu_jax.layer.products import Products
 
 
+class Loops(NamedTuple):
+    """The two loops over the steps of a segment, which a kernel may take over; see ``forward_loop`` and so on."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The static part of a run over time."""
@@ -70,6 +78,7 @@ class Plan:
     product: Products = Products()
     save: str = "gates"
     segment: int | None = None  # steps; None chooses
+    loops: Loops | None = None  # None takes those of this file
 
 
 class Marks(NamedTuple):
@@ -155,6 +164,14 @@ def forward_segment(
 ) -> tuple[Array, Array, Gates]:
     """The last state, hs and the gates of the steps xs [S, B, D] that follow the state h [B, H]."""
     inputs = project(weights.params, xs, alpha, plan.product)
+    loop = plan.loops.forward if plan.loops else forward_loop
+    return loop(plan, weights, inputs, h, h_reset, reset)
+
+
+def forward_loop(
+    plan: Plan, weights: StepWeights, inputs: InputTerms, h: Array, h_reset: Array | None, reset: Array | None
+) -> tuple[Array, Array, Gates]:
+    """The last state, hs and the gates of S steps with these inputs, [S, B, H], that follow the state h [B, H]."""
 
     def forward_step(h: Array, rows: tuple[InputTerms, Array | None]) -> tuple[Array, tuple[Array, Gates]]:
         x, reset = rows
@@ -164,6 +181,30 @@ def forward_segment(
 
     h_last, (hs, gates) = lax.scan(forward_step, h, (inputs, reset), reverse=plan.reverse)
     return h_last, hs, gates
+
+
+def backward_loop(
+    plan: Plan, weights: StepWeights, carry: tuple[Array, Array | None], rows: Any
+) -> tuple[tuple[Array, Array | None], tuple[Array, Array]]:
+    """((dh, dh_reset), (dz_f, dz_h)): the cotangents at the start of a segment, and those of all its steps.
+
+    The carry holds dh of the segment's last state, and dh_reset so far; rows are dhs, the states before the steps, the
+    gates, alpha and the resets.
+    """
+
+    def backward_step(
+        carry: tuple[Array, Array | None], rows: tuple[Array | None, Array, Gates, Array | None, Array | None]
+    ) -> tuple[tuple[Array, Array | None], tuple[Array, Array]]:
+        dh, dh_reset = carry
+        dhs_t, h, gates, alpha, reset = rows
+        dh_next = add(dhs_t, dh)  # (13)
+        dh, dz_f, dz_h = retreat(weights, h, gates, alpha, dh_next, plan.cell, plan.product)
+        if reset is not None:
+            dh_reset = add(dh_reset, jnp.where(reset, dh, 0))  # (15)
+            dh = jnp.where(reset, 0, dh)  # (15)
+        return (dh, dh_reset), (dz_f, dz_h)
+
+    return lax.scan(backward_step, carry, rows, reverse=not plan.reverse)
 
 
 def _cut(plan: Plan, rows: Any, h0: Array) -> list[Any]:
@@ -191,18 +232,6 @@ def _backward(
     params, xs, h0, h_reset, marks, saved = kept
     weights = with_transposes(prepare(params, plan.cell, marks.mask))
 
-    def backward_step(
-        carry: tuple[Array, Array | None], rows: tuple[Array | None, Array, Gates, Array | None, Array | None]
-    ) -> tuple[tuple[Array, Array | None], tuple[Array, Array]]:
-        dh, dh_reset = carry
-        dhs_t, h, gates, alpha, reset = rows
-        dh_next = add(dhs_t, dh)  # (13)
-        dh, dz_f, dz_h = retreat(weights, h, gates, alpha, dh_next, plan.cell, plan.product)
-        if reset is not None:
-            dh_reset = add(dh_reset, jnp.where(reset, dh, 0))  # (15)
-            dh = jnp.where(reset, 0, dh)  # (15)
-        return (dh, dh_reset), (dz_f, dz_h)
-
     def backward_segment(
         carry: tuple[Array, Array | None, Params],
         rows: tuple[tuple[Array, Array | None, Array | None, Array | None], Saved],
@@ -214,9 +243,8 @@ def _backward(
         h = state_before(_shifted(hs, start, plan.reverse), h_reset, reset)
         if gates is None:
             _, gates = advance(weights, h, project(params, xs, None, plan.product), plan.cell, plan.product)
-        (dh, dh_reset), (dz_f, dz_h) = lax.scan(
-            backward_step, (dh, dh_reset), (dhs, h, gates, alpha, reset), reverse=not plan.reverse
-        )
+        loop = plan.loops.backward if plan.loops else backward_loop
+        (dh, dh_reset), (dz_f, dz_h) = loop(plan, weights, (dh, dh_reset), (dhs, h, gates, alpha, reset))
         dparams_segment, dxs = weight_gradients(weights, xs, h, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
         dparams = jax.tree.map(jnp.add, dparams, dparams_segment)  # (14)
         return (dh, dh_reset, dparams), dxs
