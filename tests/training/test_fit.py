@@ -129,7 +129,15 @@ def resumable(kind):
     return mgu.Recipe(LAST, batch_size=8), samples(), options | {"devices": 2 if kind == "devices" else 1}
 
 
-@pytest.mark.parametrize("kind", ["samples", "validation", "stream", "devices"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "validation",
+        "stream",
+        pytest.param("samples", marks=pytest.mark.slow),
+        pytest.param("devices", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_in_any_call_resumes_to_the_same_bits(kind, tmp_path):
     """Every call is killed once, and the same line resumes; ``on_call`` comes before its checkpoint."""
     recipe, data, options = resumable(kind)

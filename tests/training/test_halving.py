@@ -48,7 +48,7 @@ def test_a_halving_continues_from_any_state_to_the_same_bits():
         assert same(mgu.halving(state=state, **what), whole)
 
 
-@pytest.mark.parametrize("call", [2, 3])
+@pytest.mark.parametrize("call", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_halving_resumes_to_the_same_bits(call, tmp_path):
     """Killed once in the middle of the first rung and once in the second, after settings were dropped."""
     options = OPTIONS | {"keys": KEYS[:1], "rungs": (4, 6), "steps_per_call": 2}

@@ -198,7 +198,7 @@ def test_a_frozen_member_is_never_the_best():
         mgu.best_member(none, mgu.Hyper(), VALIDATION)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("call", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_sweep_resumes_to_the_same_bits(call, tmp_path):
     """One member is frozen on the way, and is still frozen after the sweep resumed."""
     hyper = mgu.Hyper(learning_rate=jnp.array([1e-2, 1e38]))
