@@ -31,6 +31,7 @@ def test_every_layer_gives_states_and_all_gradients(name):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves((states, dparams, dxs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LAYERS if name in ON_DEVICES])
 def test_on_two_devices_is_the_same_work(name):
     """The same states, and gradients summed over the devices."""
