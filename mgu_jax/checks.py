@@ -68,22 +68,37 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def check_key(name: str, key: Any) -> None:
     """Raise TypeError unless key is one PRNG key, of the new kind (a key dtype) or the old (a row of uint32)."""
-    if isinstance(key, jax.Array | np.ndarray):
-        old = (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)  # pyright: ignore (set at run time)
-        if (_is_key(key) and key.ndim == 0) or (key.dtype == jnp.uint32 and key.shape == old):
-            return
-    raise TypeError(f"{name} must be one PRNG key, as jax.random.key(0) makes it; got {describe(key)}.")
+    if not (_is_new_key(key, 0) or _is_old_key(key, 1)):
+        raise TypeError(f"{name} must be one PRNG key, as jax.random.key(0) makes it; got {describe(key)}.")
+
+
+def as_key(name: str, key: Any) -> Any:
+    """One PRNG key of the new kind, with the same random numbers; TypeError if it is not a key."""
+    check_key(name, key)
+    return key if _is_key(key) else jax.random.wrap_key_data(jnp.asarray(key))
 
 
 def is_keys(value: Any) -> bool:
-    """Whether the value is a row of PRNG keys of the new kind."""
-    return isinstance(value, jax.Array) and _is_key(value) and value.ndim == 1 and len(value) > 0
+    """Whether the value is a row of PRNG keys, of the new kind or the old."""
+    return (_is_new_key(value, 1) or _is_old_key(value, 2)) and len(value) > 0
 
 
-def check_keys(name: str, keys: Any) -> None:
-    """Raise TypeError unless keys is a row of PRNG keys of the new kind."""
+def as_keys(name: str, keys: Any) -> Any:
+    """A row of PRNG keys of the new kind, with the same random numbers; TypeError if it is not a row of keys."""
     if not is_keys(keys):
         raise TypeError(f"{name} must be PRNG keys [seeds], as jax.random.split makes them; got {describe(keys)}.")
+    return keys if _is_key(keys) else jax.random.wrap_key_data(jnp.asarray(keys))
+
+
+def _is_new_key(value: Any, axes: int) -> bool:
+    return isinstance(value, jax.Array) and _is_key(value) and value.ndim == axes
+
+
+def _is_old_key(value: Any, axes: int) -> bool:
+    if not isinstance(value, jax.Array | np.ndarray) or value.dtype != jnp.uint32 or value.ndim != axes:
+        return False
+    size = 2 if jax.config.jax_default_prng_impl == "threefry2x32" else 4  # pyright: ignore (set at run time)
+    return value.shape[-1] == size
 
 
 def leaf_specs(name: str, tree: Any) -> dict[str, str]:

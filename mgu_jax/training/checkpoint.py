@@ -73,12 +73,14 @@ def _copied(leaf: Any) -> Any:
     return jax.device_put(leaf, leaf.sharding, may_alias=False)
 
 
-def _restored(like: Any, value: np.ndarray, impl: str | None) -> Any:
-    """A leaf of the kind, and with the sharding, of ``like``. ``impl`` is the implementation of PRNG keys."""
+def _restored(like: Any, value: np.ndarray, impl: Any) -> Any:
+    """A leaf of the kind, and with the sharding, of ``like``. ``impl`` names the implementation of PRNG keys."""
     if isinstance(like, bool | int | float | complex):
         return type(like)(value.item())
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return value[()] if isinstance(like, np.generic) else value
+    if impl is not None and isinstance(like, jax.Array):
+        impl = jax.random.key_impl(like)  # which may be the user's own, and has no name that JAX knows
     whole = value if impl is None else jax.random.wrap_key_data(jnp.asarray(value), impl=impl)
     sharding = like.sharding or SingleDeviceSharding(jax.local_devices()[0])
     if sharding.is_fully_addressable:

@@ -85,7 +85,7 @@ def fit(
     job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
     check_one_setting(hyper)
     if state is None:
-        checks.check_key("key", key)
+        key = checks.as_key("key", key)
         identity = identity_of("fit", recipe, hyper, key)
         state = init_state(recipe, key, hyper)
     else:

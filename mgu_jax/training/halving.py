@@ -68,7 +68,7 @@ def halving(
         ValueError: what ``sweep`` raises, rungs that do not rise, a state that does not fit, or a checkpoint of a
             halving with other rungs or another fraction.
     """
-    checks.check_keys("keys", keys)
+    keys = checks.as_keys("keys", keys)
     _check_rungs(rungs, fraction)
     if not isinstance(validation, Validation):  # a sweep may do without
         raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")

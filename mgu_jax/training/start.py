@@ -40,8 +40,8 @@ def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Val
     """
     check_parts(recipe, hyper, validation)
     if checks.is_keys(key):
-        return init_sweep(recipe, key, hyper, validation)
-    checks.check_key("key", key)
+        return init_sweep(recipe, checks.as_keys("key", key), hyper, validation)
+    key = checks.as_key("key", key)
     check_one_setting(hyper)
     return init_state(recipe, key, hyper, validation)
 
@@ -143,7 +143,9 @@ def check_train_state(recipe: Recipe, state: Any, members: bool = False) -> None
     one = state._replace(best=None)
     if members:
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), one)
-    first = jax.eval_shape(lambda key: init_state(recipe, key, Hyper()), jax.random.key(0))
+    # A state without a key of the new kind is told so by the comparison below.
+    new = jnp.issubdtype(getattr(one.key, "dtype", jnp.uint32), jax.dtypes.prng_key)
+    first = jax.eval_shape(lambda key: init_state(recipe, key, Hyper()), one.key if new else jax.random.key(0))
     wanted, came = checks.leaf_specs("state", first), checks.leaf_specs("state", one)
     for path in wanted | came:
         if wanted.get(path) != came.get(path):

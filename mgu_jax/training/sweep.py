@@ -124,7 +124,7 @@ def run_sweep(
     recipe, validation = job.recipe, job.validation
     if validation is not None and validation.patience is not None:
         raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
-    checks.check_keys("keys", keys)
+    keys = checks.as_keys("keys", keys)
     if at_once is not None:
         checks.check_size("at_once", at_once)
     (hyper, count), seeds = as_settings(job.hyper), len(keys)
