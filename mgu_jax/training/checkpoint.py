@@ -33,6 +33,7 @@ from mgu_jax import archive, checks
 from mgu_jax.training.devices import together
 
 _KIND = "checkpoint"
+_ASK = "better must be 'lower' or 'higher' where checkpoints have a metric; got None."
 _NAME = re.compile(rf"(0|[1-9]\d*)\.npz({re.escape(archive.UNFINISHED)})?")
 _PARTS = {"best": "validation", "opt_state": "optimiser"}  # fields of a state that do not depend on the model alone
 
@@ -105,16 +106,16 @@ class Checkpoints:
     Args:
         folder: made if it does not exist. Files in it that are not checkpoints are never touched.
         keep: how many of the newest checkpoints stay. The best of those with a metric stays too.
-        better: which metrics are better, the "lower" or the "higher".
+        better: which metrics are better, the "lower" or the "higher"; needed if checkpoints are saved with a metric.
 
     Raises:
         OSError: the folder cannot be written.
         TypeError, ValueError: wrong arguments.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, better: str = "lower"):
+    def __init__(self, folder: str | Path, keep: int = 2, better: str | None = None):
         checks.check_size("keep", keep)
-        checks.check_choice("better", better, ("lower", "higher"))
+        checks.check_choice("better", better, (None, "lower", "higher"))
         self.folder, self.keep, self.better = checks.check_path("folder", folder), keep, better
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,13 +168,23 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the best metric, the first of equals; ``None`` if no checkpoint has a metric."""
+        """The step with the best metric, the first of equals; ``None`` if no checkpoint has a metric.
+
+        Raises:
+            ValueError: checkpoints have a metric, and ``better`` was not given.
+        """
+        numbers = self._metrics()
+        if numbers and self.better is None:
+            raise ValueError(_ASK)
+        return (min if self.better == "lower" else max)(numbers, key=numbers.__getitem__, default=None)
+
+    def _metrics(self) -> dict[int, float]:
+        """The metric of every checkpoint that has one, by its step."""
         metrics = {}
         for step in self.steps:
             with suppress(archive.Unreadable, OSError):  # restore reports damage
                 metrics[step] = archive.read_header(self.path(step), _KIND)["metric"]
-        numbers = {step: metric for step, metric in metrics.items() if metric is not None}
-        return (min if self.better == "lower" else max)(numbers, key=numbers.__getitem__, default=None)
+        return {step: metric for step, metric in metrics.items() if metric is not None}
 
     def save(self, step: int, state: Any, *, metric: Any = None, config: Any = None) -> None:
         """Save a state as the checkpoint of a step, in the background. Waits for an earlier save first.
@@ -193,6 +204,8 @@ class Checkpoints:
         checks.check_size("step", step, 0)
         if metric is not None and not checks.is_number(metric):
             raise TypeError(f"metric must be a number; got {checks.describe(metric)}.")
+        if metric is not None and self.better is None:
+            raise ValueError(_ASK)
         try:
             config = json.loads(json.dumps(config))
         except (TypeError, ValueError) as error:
@@ -234,7 +247,8 @@ class Checkpoints:
                     self.path(later).unlink(missing_ok=True)
             arrays = {name: np.asarray(value) for name, value in state.items()}
             archive.write(self.path(step), _KIND, arrays, header)
-            for old in set(self.steps[: -self.keep]) - {self.best}:
+            best = set(self._metrics()) if self.better is None else {self.best}  # any of them may be the best
+            for old in set(self.steps[: -self.keep]) - best:
                 self.path(old).unlink(missing_ok=True)
         except Exception as error:
             first_line = str(error).partition("\n")[0]

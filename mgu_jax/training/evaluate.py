@@ -21,7 +21,7 @@ from mgu_jax.training.batch import check_limits, limits_of, measure, run_model
 from mgu_jax.training.data import Data, Stream, check_data, check_stream, take, windows
 from mgu_jax.training.devices import map_members, to_host
 from mgu_jax.training.hyper import Hyper
-from mgu_jax.training.losses import Loss, cross_entropy, squared_error
+from mgu_jax.training.losses import Loss, is_higher_better
 from mgu_jax.training.step import Recipe
 
 
@@ -235,19 +235,20 @@ class Validation:
     Attributes:
         data: ``Data``, or a ``Stream`` if the recipe has a window.
         metrics: functions as ``evaluate`` takes them; the first decides which parameters are best.
-        higher_is_better: true if the first metric is better when higher, as an accuracy; false for a loss.
+        higher_is_better: whether the first metric is better when higher, as an accuracy, or lower, as a loss. It is
+            known of the metrics in ``mgu_jax.losses`` and of the recipe's own loss, and must be said of any other.
         every: calls of the compiled loop between two validations.
         patience: the run stops after this number of validations in a row without a better score; never if ``None``.
         batch_size: samples computed at once; a stream has the recipe's number of rows.
 
     Raises:
         TypeError: metrics is not a tuple of functions.
-        ValueError: a number is below 1, or the first metric is a loss and higher_is_better is true.
+        ValueError: a number is below 1, or higher_is_better contradicts what is known of the first metric.
     """
 
     data: Any
     metrics: tuple[Loss, ...]
-    higher_is_better: bool = True
+    higher_is_better: bool | None = None
     every: int = 1
     patience: int | None = None
     batch_size: int = 1000
@@ -257,9 +258,26 @@ class Validation:
         if self.patience is not None:
             checks.check_size("patience", self.patience)
         check_metrics(self.metrics)
-        if self.higher_is_better and self.metrics[0] in (cross_entropy, squared_error):
-            name = self.metrics[0].__name__
-            raise ValueError(f"higher_is_better must be False where the first metric is {name}, a loss; got True.")
+        checks.check_choice("higher_is_better", self.higher_is_better, (None, False, True))
+        self._check_direction(is_higher_better(self.metrics[0]))
+
+    def _check_direction(self, known: bool | None, name: str = "higher_is_better") -> None:
+        if None not in (known, self.higher_is_better) and known != self.higher_is_better:
+            what = f"where the first metric is {self.names[0]}"
+            raise ValueError(f"{name} must be {known} {what}; got {self.higher_is_better}.")
+
+    def is_higher_better(self, recipe: Recipe) -> bool:
+        """Whether the first metric is better when higher.
+
+        Raises:
+            ValueError: nothing tells, or the metric is the recipe's loss and higher_is_better is true.
+        """
+        known = is_higher_better(self.metrics[0], recipe.loss)
+        self._check_direction(known, "validation.higher_is_better")
+        if known is None and self.higher_is_better is None:
+            what = f"where the first metric is {self.names[0]}, of which nothing else tells"
+            raise ValueError(f"validation.higher_is_better must be True or False {what}; got None.")
+        return bool(self.higher_is_better if known is None else known)
 
     @property
     def names(self) -> list[str]:

@@ -99,7 +99,8 @@ def fit(
         batch_size = batch_size * jax.local_device_count() // devices
     feed = job.feed(state.params, mesh, partial(_put_batches, mesh=mesh), batch_size)
     runner = _Run(job, put(jax.tree.map(jnp.asarray, hyper), mesh), mesh)
-    first = runner.placed(restored(checkpoints, with_best(state, validation), identity))
+    found = restored(checkpoints, with_best(state, validation, recipe), identity)
+    first = runner.placed(with_best(found, validation, recipe))
     reached, losses = host_loop(job, runner, first, feed, identity)
     return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
@@ -141,7 +142,7 @@ class _Run:
         validation: Any = self.job.validation
         evaluator = validation.evaluator(self.job.recipe)
         scores = from_first_process(evaluator.scores(one_copy(state.params), one_copy(self.hyper).rates()))
-        state = improve(state, np.float32(scores[0]), True, validation)
+        state = improve(state, np.float32(scores[0]), True)
         return self.placed(state), dict(zip(validation.names, scores, strict=True))
 
     def show(self, losses: np.ndarray, scores: dict[str, float]) -> Shown:

@@ -102,7 +102,7 @@ def halving(
         used = math.gcd(devices, len(left) * seeds) if i else devices
         reached, _ = run_sweep(rung, keys, reached, at_once, used, identity)
         if i + 1 < len(rungs):
-            chosen = _better(reached, seeds, _left(count, i + 1, fraction), validation)
+            chosen = _better(reached, seeds, _left(count, i + 1, fraction))
             reached, left = _members_of(reached, chosen, seeds), left[chosen]
     assert reached is not None
     return reached, _at(hyper, left), left
@@ -175,11 +175,11 @@ def _call(on_call: Any, left: np.ndarray, state: Sweep, *rest: Any) -> str | Non
     return on_call(Halving(state, left), *rest)
 
 
-def _better(state: Sweep, seeds: int, count: int, validation: Validation) -> np.ndarray:
+def _better(state: Sweep, seeds: int, count: int) -> np.ndarray:
     """The positions, rising, of the settings with the best mean scores."""
     best: Any = state.members.best
     score = np.asarray(best.score).reshape(-1, seeds).mean(1)
-    order = np.argsort(-score if validation.higher_is_better else score, kind="stable")
+    order = np.argsort(-score if np.asarray(best.higher).all() else score, kind="stable")
     return np.sort(order[:count])
 
 

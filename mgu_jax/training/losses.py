@@ -14,6 +14,14 @@ from jax import Array
 Loss = Callable[..., Array]
 
 
+def is_higher_better(metric: Any, loss: Any = None) -> bool | None:
+    """Whether a metric is better when higher: known of those of this file, and of a run's own loss; ``None`` if not."""
+    function, of_loss = (getattr(f, "func", f) for f in (metric, loss))  # of a functools.partial, what it calls
+    if function == accuracy:
+        return True
+    return False if function in (cross_entropy, squared_error, of_loss) else None
+
+
 def mean(values: Array, mask: Any = None) -> Array:
     """The mean of values [...] where the mask is one; zero if it is one nowhere."""
     if mask is None:

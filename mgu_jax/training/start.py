@@ -1,14 +1,17 @@
 """The state before the first step, of one run and of a sweep, and the check of a state to continue from."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from mgu_jax import checks
 from mgu_jax.model import check_reads_on
+from mgu_jax.training.devices import to_host
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, check_hyper, check_one_setting, per_member
 from mgu_jax.training.step import Best, Recipe, TrainState
@@ -51,13 +54,15 @@ def check_parts(recipe: Any, hyper: Any, validation: Any) -> None:
 
     Raises:
         TypeError: a part has another type.
-        ValueError: a number is out of bounds.
+        ValueError: a number is out of bounds, or nothing tells which parameters are best.
     """
     for name, value, kind in (("recipe", recipe, Recipe), ("hyper", hyper, Hyper)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}.")
-    if validation is not None and not isinstance(validation, Validation):
-        raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+    if validation is not None:
+        if not isinstance(validation, Validation):
+            raise TypeError(f"validation must be a Validation; got {checks.describe(validation)}.")
+        validation.is_higher_better(recipe)
     check_hyper(hyper)
 
 
@@ -68,7 +73,7 @@ def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation 
     carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
     check_reads_on(carry)
     state = TrainState(jnp.int32(0), params, _init_optimizer(recipe, hyper, params), run_key, carry)
-    return with_best(state, validation)
+    return with_best(state, validation, recipe)
 
 
 def _init_optimizer(recipe: Recipe, hyper: Hyper, params: Any) -> Any:
@@ -95,7 +100,7 @@ def init_sweep(recipe: Recipe, keys: Array, hyper: Hyper, validation: Validation
     """``start`` for keys [seeds]: the members of one setting are side by side, one per key."""
     hyper, count = as_settings(hyper)
     members = _init_members(jnp.tile(keys, count), per_member(hyper, len(keys)), recipe)
-    return Sweep(jnp.int32(0), with_best(members, validation), jnp.full(count * len(keys), -1, jnp.int32))
+    return Sweep(jnp.int32(0), with_best(members, validation, recipe), jnp.full(count * len(keys), -1, jnp.int32))
 
 
 @partial(jax.jit, static_argnames="recipe")
@@ -104,26 +109,35 @@ def _init_members(keys: Array, hyper: Hyper, recipe: Recipe) -> TrainState:
     return lax.map(lambda member: init_state(recipe, *member), (keys, hyper))
 
 
-def with_best(state: TrainState, validation: Validation | None) -> TrainState:
-    """The state, of a run or of members, with a ``best`` if there is a validation and it has none yet."""
-    if validation is None or state.best is not None:
+def with_best(state: TrainState, validation: Validation | None, recipe: Recipe) -> TrainState:
+    """The state, of a run or of members, with a ``best`` if there is a validation.
+
+    A best that it has is kept, unless it comes from a metric that is better in the other direction.
+    """
+    if validation is None:
         return state
-    worst = jnp.full_like(state.step, -jnp.inf if validation.higher_is_better else jnp.inf, jnp.float32)
-    return state._replace(best=Best(worst, state.step, state.params, jnp.zeros_like(state.step)))
+    higher = validation.is_higher_better(recipe)
+    if state.best is not None and bool(np.all(to_host(state.best.higher) == higher)):
+        return state
+    worst, direction = (
+        jnp.full_like(state.step, *how) for how in ((-math.inf if higher else math.inf, jnp.float32), (higher, bool))
+    )
+    return state._replace(best=Best(worst, state.step, state.params, jnp.zeros_like(state.step), direction))
 
 
-def improve(state: TrainState, score: Any, counts: Any, validation: Validation) -> TrainState:
+def improve(state: TrainState, score: Any, counts: Any) -> TrainState:
     """The state with its parameters as the best if their score is better; of members, score and counts are [M].
 
     A score counts only where ``counts`` is true. nan is never better.
     """
-    new = Best(score, state.step, state.params, jnp.zeros_like(state.step))
-    return state._replace(best=_better(new, state.best, counts, validation.higher_is_better))
+    best: Any = state.best
+    new = Best(score, state.step, state.params, jnp.zeros_like(state.step), best.higher)
+    return state._replace(best=_better(new, best, counts))
 
 
-@partial(jax.jit, static_argnames="higher_is_better")
-def _better(new: Best, old: Best, counts: Any, higher_is_better: bool) -> Best:
-    better = (new.score > old.score if higher_is_better else new.score < old.score) & counts
+@jax.jit
+def _better(new: Best, old: Best, counts: Any) -> Best:
+    better = jnp.where(old.higher, new.score > old.score, new.score < old.score) & counts
 
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(better.shape + (1,) * (a.ndim - better.ndim)), a, b)

@@ -38,6 +38,7 @@ class Best(NamedTuple):
     step: Array
     params: Any
     waited: Array  # int32, validations since then
+    higher: Array  # bool, whether a higher score is better
 
 
 class TrainState(NamedTuple):

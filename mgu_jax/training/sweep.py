@@ -138,14 +138,15 @@ def run_sweep(
         raise ValueError(f"state must be a Sweep of {total} members, {count} settings with {seeds} seeds; got {came}.")
     else:
         check_train_state(recipe, state.members, members=True)
-        state = state._replace(members=with_best(state.members, validation))
+        state = state._replace(members=with_best(state.members, validation, recipe))
     if validation is not None:
         params, one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), (state.members.params, each))
         validation.check(recipe, params, one)
     put_whole = partial(put, mesh=mesh)
     feed = job.feed(state.members.params, mesh, put_whole, recipe.batch_size)
     first = restored(job.checkpoints, state, identity)
-    members, stopped, each = put((first.members, first.stopped, each), mesh, AXIS)
+    found = with_best(first.members, validation, recipe)
+    members, stopped, each = put((found, first.stopped, each), mesh, AXIS)
     runner = _Members(job, each, to_host(stopped), at_once, mesh)
     reached, losses = host_loop(job, runner, Sweep(put_whole(first.step), members, stopped), feed, identity)
     return reached, np.concatenate(losses, 1) if losses else np.zeros((total, 0))
@@ -177,7 +178,7 @@ class _Members:
         validation: Any = self.job.validation
         evaluator, members = validation.evaluator(self.job.recipe), state.members
         scores = evaluator.scores_of_members(members.params, self.hyper.rates(), self.at_once, self.mesh)
-        members = improve(members, scores[0].astype(np.float32), self.frozen < 0, validation)
+        members = improve(members, scores[0].astype(np.float32), self.frozen < 0)
         members = put(members, self.mesh, AXIS)
         return state._replace(members=members), dict(zip(validation.names, scores, strict=True))
 
@@ -247,7 +248,7 @@ def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
     (hyper, seeds), score = _settings_of(state, hyper), to_host(best.score)
     if not np.isfinite(score).any():
         raise ValueError("state must hold a member with a score; all were frozen before their first validation.")
-    i = int(np.argmax(np.where(np.isfinite(score), score if validation.higher_is_better else -score, -np.inf)))
+    i = int(np.argmax(np.where(np.isfinite(score), score if to_host(best.higher).all() else -score, -np.inf)))
     n, s = divmod(i, seeds)
     params = jax.tree.map(lambda a: a[i], to_host(best.params))
     return Member(n, s, jax.tree.map(lambda a: a[n], hyper), float(score[i]), params)

@@ -561,6 +561,19 @@ def test_a_wrong_argument_gets_one_sentence(tmp_path):
         rejects(lambda: Checkpoints(tmp_path, better="min"), "better", "'lower', 'higher'", "'min'")
 
 
+def test_which_metrics_are_better_has_to_be_said(tmp_path):
+    """Until then, every checkpoint with a metric stays, since it may be the best."""
+    with Checkpoints(tmp_path, better="higher", keep=1) as checkpoints:
+        for step, metric in enumerate((1.0, 3.0, 2.0)):
+            checkpoints.save(step, tree(step), metric=metric)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, tree(3))
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 2, 3]
+        rejects(lambda: checkpoints.best, "better", "'lower' or 'higher'", "None", ValueError)
+        rejects(lambda: checkpoints.save(4, tree(4), metric=0.5), "better", "'lower' or 'higher'", "None", ValueError)
+
+
 @contextmanager
 def instants(folder, monkeypatch):
     """The contents of a folder before each change of a file in it: what a process killed there would leave."""
@@ -697,7 +710,7 @@ def raised(kind, call):
     except kind as error:
         return str(error)
     raise AssertionError("no error")
-with Checkpoints(folder) as checkpoints:
+with Checkpoints(folder, better="lower") as checkpoints:
     for step in range(4):
         checkpoints.save(step, state(), metric=abs(step - 1), config=step)
         x = add(x)

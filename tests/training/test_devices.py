@@ -54,7 +54,7 @@ def test_a_run_on_two_devices_equals_the_run_on_one(name):
     recipe = mgu.Recipe(model, optimizer="momentum", batch_size=8, window=window)
     validation = None
     if not callable(data):
-        validation = mgu.Validation(data, (cross_entropy,), higher_is_better=False, batch_size=20)
+        validation = mgu.Validation(data, (cross_entropy,), batch_size=20)
     arguments = {
         "steps": 6,
         "key": jax.random.key(1),
@@ -103,7 +103,7 @@ def test_a_run_on_two_devices_continues_on_one():
 @pytest.mark.slow
 def test_halving_on_devices_that_do_not_divide_the_settings_left():
     hyper, keys = mgu.grid(learning_rate=(1e-3, 1e-2)), jax.random.split(jax.random.key(0), 1)
-    validation = mgu.Validation(SAMPLES, (cross_entropy,), higher_is_better=False)
+    validation = mgu.Validation(SAMPLES, (cross_entropy,))
     options = {"hyper": hyper, "keys": keys, "rungs": (1, 2), "validation": validation}
     left = [mgu.halving(mgu.Recipe(LAST, batch_size=8), SAMPLES, devices=n, **options)[2] for n in (1, 2)]
     np.testing.assert_array_equal(*left)

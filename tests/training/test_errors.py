@@ -32,7 +32,7 @@ def stream(steps=50, **changes):
     return mgu.Stream(np.zeros(steps, np.int32), np.zeros(steps, np.int32))._replace(**changes)
 
 
-VALIDATION = mgu.Validation(data(), (losses.cross_entropy,), higher_is_better=False)
+VALIDATION = mgu.Validation(data(), (losses.cross_entropy,))
 
 
 def fit(**changes):
@@ -262,7 +262,14 @@ MEASURED = [
     ({"metrics": ("accuracy",)}, "metrics", "a tuple of functions, at least one", "('accuracy',)"),
     ({"patience": 0}, "patience", "at least 1", 0),
     ({"every": 0}, "every", "at least 1", 0),
-    ({"metrics": (losses.cross_entropy,)}, "higher_is_better", "False where the first metric is cross_entropy", True),
+    (
+        {"metrics": (losses.cross_entropy,), "higher_is_better": True},
+        "higher_is_better",
+        "False where the first metric is cross_entropy",
+        True,
+    ),
+    ({"higher_is_better": False}, "higher_is_better", "True where the first metric is accuracy", False),
+    ({"higher_is_better": "yes"}, "higher_is_better", "one of None, False, True", "'yes'"),
 ]
 
 
@@ -285,6 +292,22 @@ def test_a_validation_that_does_not_fit_is_refused_before_the_first_step(wrong, 
     for run in (fit, sweep):
         rejects(lambda run=run: run(validation=validation, on_call=lambda *_: trained.append(1)), name, rule, got)
     assert not trained
+
+
+def f1(ys, targets):
+    return ys.mean()
+
+
+@pytest.mark.parametrize("train", [fit, sweep, halving, lambda **options: mgu.start(RECIPE, KEY, **options)])
+def test_a_metric_whose_direction_nothing_tells(train):
+    validation = mgu.Validation(data(), (f1, losses.accuracy))
+    rejects(lambda: train(validation=validation), "validation.higher_is_better", "True or False", "None", ValueError)
+
+
+def test_the_runs_own_loss_cannot_be_better_when_higher():
+    validation = mgu.Validation(data(), (f1,), higher_is_better=True)
+    recipe = mgu.Recipe(LAST, f1, batch_size=2)
+    rejects(lambda: fit(recipe=recipe, validation=validation), "validation.higher_is_better", "False where", "True")
 
 
 # First states

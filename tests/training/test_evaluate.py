@@ -139,3 +139,40 @@ def test_predict_is_without_noise_and_takes_the_expectation_of_zoneout():
     one, other = mgu.predict(zoned, params, data), mgu.predict(LAST, params, data, zoneout=0.6)
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
     assert np.abs(other - mgu.predict(LAST, params, data)).max() > 1e-4
+
+
+def absolute_error(ys, targets):
+    return jnp.abs(ys - targets).mean()
+
+
+@pytest.fixture(scope="module")
+def sums():
+    """Sums of sequences, and the recipe of a run that a user's own loss trains, from a good start to a bad end."""
+    xs = np.random.default_rng(0).standard_normal((16, 6, 3)).astype(np.float32)
+    data = mgu.Data(xs, xs.sum((1, 2))[:, None])
+    return data, mgu.Recipe(mgu.Model(3, (5,), 1, readout="last"), absolute_error, "adam", batch_size=16)
+
+
+def test_a_validation_on_the_runs_own_loss_keeps_the_smallest(sums):
+    """Nobody said that lower is better: the metric is the recipe's loss. The scores rise and fall."""
+    data, recipe = sums
+    validation = mgu.Validation(data, (absolute_error,))
+    hyper, scores = mgu.Hyper(learning_rate=0.5), []
+    options = {"steps": 10, "steps_per_call": 1, "hyper": hyper, "validation": validation}
+    on_call = lambda state, losses, seen: scores.append(seen["absolute_error"])  # noqa: E731
+    state, _ = mgu.fit(recipe, data, key=KEY, on_call=on_call, **options)
+    assert min(scores) < scores[-1] != max(scores)
+    assert (float(state.best.score), int(state.best.step)) == (np.float32(min(scores)), np.argmin(scores) + 1)
+    swept, _ = mgu.sweep(recipe, data, keys=KEY[None], **options)
+    np.testing.assert_allclose(mgu.best_member(swept, hyper, validation).score, min(scores), rtol=1e-5)
+
+
+def test_a_best_score_of_the_other_direction_is_forgotten(sums):
+    """A run that resumes with a loss in place of an accuracy would never find a better score than zero."""
+    data, recipe = sums
+    higher = mgu.Validation(data, (lambda ys, targets: ys.mean(),), higher_is_better=True)
+    first, _ = mgu.fit(recipe, data, steps=1, key=KEY, validation=higher)
+    assert bool(first.best.higher)
+    state, _ = mgu.fit(recipe, data, steps=2, key=KEY, state=first, validation=mgu.Validation(data, (absolute_error,)))
+    assert not bool(state.best.higher)
+    assert int(state.best.step) == 2

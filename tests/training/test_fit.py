@@ -55,7 +55,7 @@ def test_the_best_parameters_are_kept_and_patience_ends_the_run():
     def on_call(state, values, scores):
         seen.append((int(state.step), scores["cross_entropy"], state.params))
 
-    validation = mgu.Validation(data, (losses.cross_entropy, losses.accuracy), higher_is_better=False, patience=3)
+    validation = mgu.Validation(data, (losses.cross_entropy, losses.accuracy), patience=3)
     state, values = mgu.fit(
         recipe,
         data,
@@ -112,7 +112,7 @@ def test_data_that_fail_where_patience_ends_the_run_do_not_matter():
             raise RuntimeError("no more data")
         return jax.tree.map(lambda a: a[:8], samples())
 
-    validation = mgu.Validation(samples(), (losses.cross_entropy,), higher_is_better=False, patience=1)
+    validation = mgu.Validation(samples(), (losses.cross_entropy,), patience=1)
     options = {"steps": 9, "key": KEY, "hyper": mgu.Hyper(50.0), "steps_per_call": 2, "validation": validation}
     state, values = mgu.fit(mgu.Recipe(LAST, optimizer="sgd", batch_size=8), source, **options)
     assert int(state.step) == len(values) == 4

@@ -1,5 +1,7 @@
 """Losses and metrics: their values, and targets that do not fit."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,3 +17,14 @@ def test_values():
     )
     assert losses.accuracy(YS, np.array([1, 2])) == 0.5
     assert losses.squared_error(YS, YS + 2) == 4
+
+
+def test_which_metrics_are_better_when_higher():
+    def mine(ys, targets, power=1):
+        return ys.mean()
+
+    assert losses.is_higher_better(losses.accuracy) is True
+    assert losses.is_higher_better(losses.cross_entropy) is losses.is_higher_better(losses.squared_error) is False
+    assert losses.is_higher_better(partial(losses.squared_error, mask=None)) is False
+    assert losses.is_higher_better(mine) is losses.is_higher_better(mine, losses.cross_entropy) is None
+    assert losses.is_higher_better(mine, mine) is losses.is_higher_better(partial(mine, power=2), mine) is False

@@ -25,7 +25,7 @@ RECIPE = mgu.Recipe(LAST, batch_size=8)
 GRID = mgu.grid(learning_rate=(1e-3, 3e-2), forget_bias=(-1.0, 1.0))
 
 
-VALIDATION = mgu.Validation(samples(), (losses.cross_entropy,), higher_is_better=False)
+VALIDATION = mgu.Validation(samples(), (losses.cross_entropy,))
 
 
 def run(**options):
@@ -171,7 +171,7 @@ def test_streams_and_noise_can_be_swept():
     hyper = mgu.Hyper(dropout=jnp.array([0.0, 0.5]))
     state, values = mgu.sweep(
         recipe, stream, hyper=hyper, keys=KEYS[:1], steps=6, steps_per_call=3,
-        validation=mgu.Validation(stream, (losses.cross_entropy,), higher_is_better=False),
+        validation=mgu.Validation(stream, (losses.cross_entropy,)),
     )  # fmt: skip
     alone, alone_values = mgu.fit(recipe, stream, steps=6, key=KEYS[0], steps_per_call=3)
     np.testing.assert_allclose(values[0], alone_values, rtol=2e-5)
