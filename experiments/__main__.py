@@ -1,10 +1,11 @@
 """``python -m experiments NAME [--flags]`` runs an experiment; ``python -m experiments list`` names them all.
 
-The exit status is 0 for a run that is complete, 2 for a wrong flag or missing data, 130 after Ctrl-C, and 1 for any
-other failure.
+The exit status is 0 for a run that is complete, 2 for a wrong flag or missing data, 130 after Ctrl-C, 141 if the reader
+of the output has gone (as after ``| head``), and 1 for any other failure.
 """
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -37,6 +38,23 @@ def _module(name: str) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # raises here, where it is handled, what it would raise when Python ends
+            sys.stderr.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # Python will try again to write the rest
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
+
+
+def _run(arguments: list[str] | None) -> int:
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["list"]
     try:
         if name in ("list", "--help", "-h"):
@@ -60,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {note}", file=sys.stderr)
         print("stopped; the same command with --resume continues from the last checkpoint.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ImportError, NotFinite, Diverged, OSError) as error:  # a missing extra, a failed run, a full disk
         for text in (error, *getattr(error, "__notes__", ())):
             print(f"error: {text}", file=sys.stderr)

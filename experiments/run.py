@@ -19,6 +19,8 @@ import jax
 
 import mgu_jax
 from mgu_jax.extras import look_for, require
+from mgu_jax.training.lock import NAME as LOCK
+from mgu_jax.training.lock import FolderLock, Locked
 
 
 class Diverged(Exception):
@@ -115,7 +117,7 @@ class Common(Places):
 
 
 Config = TypeVar("Config")
-_BEGUN = {"metrics.jsonl", "config.json.part"}  # what a run leaves that is killed at its very start
+_BEGUN = {"metrics.jsonl", "config.json.part", LOCK}  # what a run leaves that is killed at its very start
 NEEDED = ("sklearn", "matplotlib", "tyro", "tqdm")
 
 
@@ -192,13 +194,17 @@ def damage_refused(checkpoints: mgu_jax.Checkpoints) -> Iterator[None]:
         raise BadRequest(f"{damage.what}; {other}.") from damage
 
 
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
 def _finite(value: Any) -> Any:
     """The value, or None where it is not finite, since JSON has no such numbers."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Run:
-    """The folder of one run: config.json, metrics.jsonl, result.json, plots and checkpoints.
+    """The folder of one run: config.json, metrics.jsonl, seconds.jsonl, result.json, plots and checkpoints.
 
     Args:
         name: of the experiment.
@@ -206,71 +212,102 @@ class Run:
         sources: data source -> sha256, for config.json.
         resolved: settings that follow from the flags, for config.json.
 
+    The folder is locked until the run is closed or its process ends.
+
     Raises:
-        BadRequest: there is no run to resume, or one with other settings; or the folder cannot be written.
+        BadRequest: there is no run to resume, or one with other settings; another process writes into the folder; or it
+            cannot be written.
     """
 
     def __init__(self, name: str, config: Common, sources: dict[str, str], resolved: dict[str, Any] | None = None):
         self.folder = Path(config.out) if config.out else Path("runs") / name
         self._board: Any = require("tensorboardX", "tensorboard") if config.tensorboard else None
         self._writer: Any = None
+        self._lock = FolderLock(self.folder)
         self.record = {
             "experiment": name,
             "command": _command(sys.argv[1:]),
             "settings": _settings(config) | (resolved or {}),
-            "data_dir": str(config.data_dir or os.environ.get("MGU_JAX_DATA")),
+            "data_dir": _text(config.data_dir or os.environ.get("MGU_JAX_DATA")),
             "versions": _versions(),
             "device": _device(),
             "data": sources,
         }
         try:
             self._open(config.resume, self.record)
+        except Locked as error:
+            rule = "--out must be a folder that no other run writes into"
+            raise BadRequest(f"{rule}; {self.folder} is in use by {error.holder}.") from error
         except OSError as error:
             raise BadRequest(
                 f"--out must be a folder that can be written; got {self.folder} ({error.strerror})."
             ) from error
 
     def _open(self, resume: bool, record: dict[str, Any]) -> None:
-        present = self.path("config.json").exists()
         if resume:
-            if not present:
+            if not self.path("config.json").exists():
                 raise BadRequest(f"--resume needs an earlier run; there is none in {self.folder}.")
+            self._lock.take()
             try:
-                before = json.loads(self.path("config.json").read_text())
-                before = {part: before[part] for part in ("experiment", "settings", "data")}
-            except (ValueError, KeyError, TypeError):
-                raise BadRequest(f"--resume needs the run's config.json; that in {self.folder} is damaged.") from None
-            if before["experiment"] != record["experiment"]:
-                other = before["experiment"]
-                raise BadRequest(f"--resume needs a run of {record['experiment']}; {self.folder} holds one of {other}.")
-            for part in ("settings", "data"):
-                for key in sorted(before[part].keys() | record[part].keys()):
-                    if before[part].get(key) != record[part].get(key):
-                        raise BadRequest(
-                            f"--resume needs the settings of the run in {self.folder}: {key} was "
-                            f"{before[part].get(key)!r}; got {record[part].get(key)!r}."
-                        )
+                self._check_same(record)
+            except BadRequest:
+                self._lock.release()
+                raise
             return
-        if present:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.take()
+        if self.path("config.json").exists():
             number, whole = 1, self.folder.resolve()
             while (kept := whole.with_name(f"{whole.name}.{number}")).exists():
                 number += 1
             whole.rename(kept)
+            (kept / LOCK).unlink(missing_ok=True)
+            self._lock.release()  # of the folder that was moved
             print(f"{self.folder} held a run already; it is now {self.folder.with_name(kept.name)}.")
-        elif self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - _BEGUN:
+            return self._open(resume, record)
+        if {path.name for path in self.folder.iterdir()} - _BEGUN:
+            self._lock.release()
             raise BadRequest(
                 f"--out must be new, empty, or the folder of an earlier run; {self.folder} has other files in it."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.path("metrics.jsonl").write_text("")
         self.write("config.json", record)  # last, since it says that the folder holds a run
 
+    def _check_same(self, record: dict[str, Any]) -> None:
+        """Raise BadRequest unless the run in the folder has this experiment, these settings and these data."""
+        try:
+            before = json.loads(self.path("config.json").read_text())
+            before = {part: before[part] for part in ("experiment", "settings", "data")}
+        except (ValueError, KeyError, TypeError):
+            raise BadRequest(f"--resume needs the run's config.json; that in {self.folder} is damaged.") from None
+        if before["experiment"] != record["experiment"]:
+            other = before["experiment"]
+            raise BadRequest(f"--resume needs a run of {record['experiment']}; {self.folder} holds one of {other}.")
+        for part in ("settings", "data"):
+            for key in sorted(before[part].keys() | record[part].keys()):
+                if before[part].get(key) != record[part].get(key):
+                    raise BadRequest(
+                        f"--resume needs the settings of the run in {self.folder}: {key} was "
+                        f"{before[part].get(key)!r}; got {record[part].get(key)!r}."
+                    )
+
     def finish(self, numbers: dict[str, Any]) -> None:
-        """Write result.json: the final numbers, and the command, versions and device that made them."""
+        """Write result.json: the final numbers, and the command, versions and device that made them.
+
+        ``close`` follows when all other files are written.
+        """
         made_by = {k: self.record[k] for k in ("experiment", "command", "versions", "device", "data")}
         self.write("result.json", made_by | numbers)
         if self._writer is not None:
             self._writer.close()  # which waits for its thread
+
+    def close(self) -> None:
+        """Unlock the folder, and print what is in it. The last line of a run."""
+        self._lock.release()
+        known = ("config.json", "metrics.jsonl", "seconds.jsonl", "result.json")
+        there = [f"{path.name}/" if path.is_dir() else path.name for path in self.folder.iterdir()]
+        order = sorted(there, key=lambda name: (known.index(name) if name in known else len(known), name))
+        print(f"written to {self.folder}: {', '.join(order)}")
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -310,7 +347,9 @@ class Run:
     def rewind(self, step: int) -> None:
         """Drop what was logged after this step, since it will be logged again, and a half-written last line."""
         for name in ("metrics.jsonl", "seconds.jsonl"):
-            lines = self.path(name).read_text().splitlines(keepends=True) if self.path(name).exists() else []
+            if not self.path(name).exists():
+                continue
+            lines = self.path(name).read_text().splitlines(keepends=True)
             try:
                 kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             except (ValueError, KeyError, TypeError):
@@ -326,5 +365,6 @@ class Run:
 
     def seconds(self, step: int) -> float:
         """How long the run took up to this step, in all earlier processes."""
-        rows = [json.loads(line) for line in self.path("seconds.jsonl").read_text().splitlines()]
+        path = self.path("seconds.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return next((row["seconds"] for row in reversed(rows) if row["step"] == step), 0.0)

@@ -25,6 +25,7 @@ from mgu_jax.training.evaluate import Validation, evaluate, predict
 from mgu_jax.training.fit import NotFinite, fit
 from mgu_jax.training.halving import Halving, halving
 from mgu_jax.training.hyper import Hyper, draw, grid, log_uniform, uniform
+from mgu_jax.training.lock import Locked
 from mgu_jax.training.start import Sweep, start
 from mgu_jax.training.step import Best, Recipe, TrainState
 from mgu_jax.training.sweep import Member, best_member, sweep
@@ -50,6 +51,7 @@ __all__ = [
     "GradientReport",
     "Halving",
     "Hyper",
+    "Locked",
     "Member",
     "Model",
     "ModelParams",

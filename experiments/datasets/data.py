@@ -2,16 +2,19 @@
 
     digits       1,797 images          scikit-learn 1.9.1
     mnist        70,000 images         /data/train-images-idx3-ubyte.gz and 3 more
-    ptb          not found: ptb.zip is in none of the folders ...
+    ptb          not found
+                 ptb.zip is in none of the folders ...
 
 A missing set is never replaced by another, and a file that differs from the published one is never used.
 """
 
 import hashlib
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -149,6 +152,9 @@ SETS: dict[str, tuple[str, tuple[Published, ...], str]] = {
 }
 
 
+WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}  # so that a path can be copied
+
+
 @dataclass(frozen=True)
 class Config(Places):
     """The flags of data."""
@@ -182,6 +188,7 @@ def main(config: Config) -> None:
             print(f"  {name:13}{SETS[name][0]:22}{place}")
         except BadRequest as reason:
             missing += 1
-            print(f"  {name:13}not found: {reason}")
+            print(f"  {name:13}not found")
+            print(textwrap.fill(str(reason), 100, initial_indent=15 * " ", subsequent_indent=15 * " ", **WHOLE_WORDS))
     if config.download and missing:
         raise BadRequest(f"--download could not get {missing} of the {len(config.sets)} sets.")

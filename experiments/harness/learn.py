@@ -331,8 +331,7 @@ def finish(learned: Learned, score: Measure, others: dict[str, Callable[[Path], 
     for name, write in others.items():
         write(run.path(name))
     print(table(score, result))
-    names = ("config.json", "metrics.jsonl", "result.json", "learning_curve.png", *others)
-    print(f"written to {run.folder}: {', '.join(names)}")
+    run.close()
 
 
 def _window(steps: int, most: int = 1000) -> int:

@@ -149,7 +149,7 @@ def written(page: str, made: dict[str, str]) -> str:
     return page
 
 
-def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], None]]]:
+def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], Any]]]:
     """(path, digest of what it shows, function that draws it) of every figure that the files of a folder give."""
     rows = every(load(folder))
     for name in PICTURED:

@@ -254,7 +254,7 @@ def main(config: Config) -> None:
     versions = {name: metadata.version(name) for name in packages.values() if name not in missing}
     run.finish({"rows": rows, "peers": versions})
     for name, draw in speed_plots.PICTURES.items():
-        draw(run.path(f"{name}.png"), rows)
+        if not draw(run.path(f"{name}.png"), rows):
+            print(f"{name}.png is left out: no other library was measured.")
     print(tables.times(rows), *(line for make in tables.TABLES.values() for line in ("", *make(rows))), sep="\n")
-    pictures = ", ".join(f"{name}.png" for name in speed_plots.PICTURES)
-    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, {pictures}")
+    run.close()

@@ -120,3 +120,4 @@ def main(config: Config) -> None:
     print(table(found, versions))
     if lost:
         print(f"claimed and not found: {', '.join(lost)}")
+    run.close()

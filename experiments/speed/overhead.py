@@ -155,9 +155,13 @@ def main(config: Config) -> None:
     if (4 if quick else 64) % devices or (quick and devices > 2):
         raise BadRequest(f"--devices must divide the batch and the members; got {devices}.")
     run, budget = Run("training", config, {}, {"devices": devices}), 0.01 if quick else config.budget
-    rows = list(_rows(quick, budget, devices, run))
+    rows = []
+    for row in _rows(quick, budget, devices, run):
+        rows.append(row)
+        run.log(len(rows), row["part"], **{k: v for k, v in row.items() if k != "part"})
     run.finish({"rows": rows})
     print("\n".join(table(rows)))
+    run.close()
 
 
 def _rows(quick: bool, budget: float, devices: int, run: Run) -> Iterator[dict[str, Any]]:

@@ -34,10 +34,15 @@ def _quartiles(rows: list[dict[str, Any]]) -> np.ndarray:
     return np.array([[(row["ms"] - row["low"]) / row["ms"], (row["high"] - row["ms"]) / row["ms"]] for row in rows]).T
 
 
-def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The time of each peer relative to our MGU's, by size; the bars are the quartiles of the rounds."""
+def ratios(path: Path, rows: list[dict[str, Any]]) -> bool:
+    """The time of each peer relative to our MGU's, by size; the bars are the quartiles of the rounds.
+
+    Returns whether there is a picture; there is none if no peer was measured.
+    """
     times = Times(rows)
     names = [name for name, devices in times.columns if devices == 1 and name.split()[0] in LIBRARIES]
+    if not names:
+        return False
     figure, axes = figure_of(1, 2, figsize=(WIDTH, 3.4), sharey=True)
     titles = {"forward": "forward pass", "both": "training step (forward and backward)"}
     for panel, (which, title) in zip(axes, titles.items(), strict=True):
@@ -63,15 +68,16 @@ def ratios(path: Path, rows: list[dict[str, Any]]) -> None:
         panel.axhline(1, color="black", linewidth=0.8)
         _by_size(panel, times.sizes, "time relative to mgu_jax's MGU" if which == "forward" else "")
         panel.set(title=title)
-    if names:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save(figure, path, digest(rows))
+    return True
 
 
-def arithmetic(path: Path, rows: list[dict[str, Any]]) -> None:
+def arithmetic(path: Path, rows: list[dict[str, Any]]) -> bool:
     """The time of a training step divided by that of the MGU's multiply-adds, by size and devices.
 
-    The multiply-adds are taken at the best rate of the run; the bars are the quartiles of the rounds.
+    The multiply-adds are taken at the best rate of the run; the bars are the quartiles of the rounds. The marks of two
+    devices are hollow and beside those of one. Returns true, since our own layer is always measured.
     """
     times = Times(rows)
     figure, axes = figure_of(figsize=(WIDTH, 3.6))
@@ -83,16 +89,19 @@ def arithmetic(path: Path, rows: list[dict[str, Any]]) -> None:
                 text = f"{_label(name)}, {devices} device{'s' if devices > 1 else ''}"
                 ratios = np.array([times.beside_arithmetic(times.sizes[j], devices, name) for j, _ in points])
                 bars = ratios * _quartiles([row for _, row in points])
+                fill = colour if devices == 1 else "white"
                 look = {"color": colour, "marker": marker, "markersize": 4, "elinewidth": 0.8, "label": text}
-                axes.errorbar([j for j, _ in points], ratios, bars, linestyle=line, **look)
+                x = [j + 0.06 * (devices - 1) for j, _ in points]
+                axes.errorbar(x, ratios, bars, linestyle=line, markerfacecolor=fill, **look)
     axes.axhline(1, color="black", linewidth=0.8)
     _by_size(axes, times.sizes, "training step ÷ the MGU's multiply-adds\nat the machine's best rate")
     axes.legend(frameon=False, ncols=2)
     save(figure, path, digest(rows))
+    return True
 
 
 # Name of the file, after "benchmark_" -> what draws it.
-PICTURES: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {"ratios": ratios, "arithmetic": arithmetic}
+PICTURES: dict[str, Callable[[Path, list[dict[str, Any]]], bool]] = {"ratios": ratios, "arithmetic": arithmetic}
 
 
 def digest(rows: list[dict[str, Any]]) -> str:

@@ -46,4 +46,4 @@ def main(config: Config) -> None:
     worst = {dtype: max(r["autodiff"] for r in rows if r["dtype"] == dtype) for dtype in ("float64", "float32")}
     run.finish({"rows": rows, "worst_against_autodiff": worst})
     print(f"\nworst against autodiff: {worst['float64']:.1e} in float64, {worst['float32']:.1e} in float32")
-    print(f"written to {run.folder}: config.json, result.json")
+    run.close()

@@ -69,4 +69,4 @@ def main(config: Config) -> None:
             "worst_gradient_error": {"autodiff": report.worst, "finite_differences": report.worst_differences},
         },
     )
-    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, loss_per_time_step.png")
+    run.close()

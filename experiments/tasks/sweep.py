@@ -93,4 +93,4 @@ def main(config: Config) -> None:
     print(f"forget bias {best.hyper.forget_bias:g}, seed {best.seed}")
     print(f"  an epoch of all {count} members: {times['seconds']:.2f} s; of one, times {count}: ", end="")
     print(f"{times['seconds_one_by_one']:.2f} s; the sweep takes {times['share']:.2f} of that")
-    print(f"written to {run.folder}: config.json, metrics.jsonl, result.json, surface.png")
+    run.close()

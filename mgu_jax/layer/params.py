@@ -57,34 +57,47 @@ def lstm_count(input_size: int, hidden_size: int) -> int:
     return 4 * hidden_size * (hidden_size + input_size + 1)
 
 
-def summary(params: Params) -> str:
-    """A table of one layer as text: names, shapes, dtypes, counts and bytes, and the ratios to a GRU and an LSTM.
+def summary(params: Any) -> str:
+    """A table of one layer or of a model as text: names, shapes, dtypes, counts and bytes, and ratios to GRU and LSTM.
 
-    The counts of a GRU and an LSTM of the same size are the paper's, with one bias per gate.
+    The ratios are those of the recurrent layers alone. The counts of a GRU and an LSTM of the same sizes are the
+    paper's, with one bias per gate.
+
+    Args:
+        params: ``Params`` of a layer, ``ModelParams`` of a model, or another pytree of arrays with layers in it.
 
     Raises:
-        TypeError: params is not a ``Params`` of arrays.
+        TypeError: params holds no layer, or something other than arrays.
+        ValueError: a layer's W_h is not [D, H].
     """
-    if not isinstance(params, Params):
-        raise TypeError(
-            f"params must be an mgu_jax.Params, such as one of a model's layers; got {checks.describe(params)}."
-        )
-    for name, array in params._asdict().items():
-        if not hasattr(array, "nbytes") and (array is not None or name == "W_h"):
+    layers = [part for part in jax.tree.leaves(params, is_leaf=_is_layer) if _is_layer(part)]
+    if not layers:
+        rule = "an mgu_jax.Params, or an mgu_jax.ModelParams that holds some"
+        raise TypeError(f"params must be {rule}; got {checks.describe(params)}.")
+    for layer in layers:
+        if not hasattr(layer.W_h, "nbytes"):
+            raise TypeError(f"params.W_h must be an array; got {checks.describe(layer.W_h)}.")
+        if layer.W_h.ndim != 2:
+            raise ValueError(f"params.W_h must have shape [D, H]; got {list(layer.W_h.shape)}.")
+    rows, total, size = [], 0, 0
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path).removeprefix(".")
+        if not hasattr(array, "nbytes"):
             raise TypeError(f"params.{name} must be an array; got {checks.describe(array)}.")
-    D, H = params.W_h.shape
-    present = {name: array for name, array in params._asdict().items() if array is not None}
-    rows = [(name, str(list(a.shape)), str(a.dtype), f"{a.size:,}", f"{a.nbytes:,}") for name, a in present.items()]
-    total, size = count(params), sum(a.nbytes for a in present.values())
+        rows.append((name, str(list(array.shape)), str(array.dtype), f"{array.size:,}", f"{array.nbytes:,}"))
+        total, size = total + array.size, size + array.nbytes
     head = ("name", "shape", "dtype", "count", "bytes")
     table = [head, *rows, ("total", "", "", f"{total:,}", f"{size:,}")]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    ratios = [
-        f"{total / other:.3f} of {name}'s {other:,}"
-        for name, other in (("a GRU", gru_count(D, H)), ("an LSTM", lstm_count(D, H)))
-    ]
-    return "\n".join([*lines, ", ".join(ratios)])
+    recurrent, sizes = count(layers), [layer.W_h.shape for layer in layers]
+    others = {"a GRU": sum(gru_count(*DH) for DH in sizes), "an LSTM": sum(lstm_count(*DH) for DH in sizes)}
+    ratios = ", ".join(f"{recurrent / other:.3f} of {name}'s {other:,}" for name, other in others.items())
+    return "\n".join([*lines, ratios if recurrent == total else f"recurrent layers {recurrent:,}: {ratios}"])
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, Params)
 
 
 def check_params(params: Any, cell: Any) -> tuple[int, int]:

@@ -12,6 +12,9 @@ Several processes: each makes a ``Checkpoints`` of one folder, which all of them
 looks at the folder and process 0 then changes it. They meet before a read, so that process 0 has finished the file, and
 after it, so that process 0 may remove the file. They meet, and gather arrays, in the main thread alone: collectives of
 another thread could run in a different order in each process.
+
+Two runs: the first save locks the folder (lock.py) until ``close``; a run locks it when it starts. Reading needs no
+lock, so the checkpoints of a run can be looked at while it works.
 """
 
 import atexit
@@ -31,6 +34,7 @@ from jax.sharding import SingleDeviceSharding
 
 from mgu_jax import archive, checks
 from mgu_jax.training.devices import together
+from mgu_jax.training.lock import FolderLock
 
 _KIND = "checkpoint"
 _ASK = "better must be 'lower' or 'higher' where checkpoints have a metric; got None."
@@ -122,13 +126,14 @@ class Checkpoints:
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise OSError(f"folder must be one that can be written; got {folder} ({error.strerror}).") from error
+        self._lock = FolderLock(self.folder)
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._thread.submit(int).result()  # starts it: an interrupt in the middle of that would lose the thread
         self._saving: Future[None] | None = None
         self._reached: int | None = None  # the step last saved or restored here
         self._closed = False
         # Python finishes the last save before it ends, even if nobody closes. Only its error would be lost.
-        atexit.register(self._finish)
+        atexit.register(self._finish_and_unlock)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -141,6 +146,21 @@ class Checkpoints:
             self._end()  # without a meeting, since the other processes may not have this error
         except OSError as unsaved:
             error.add_note(str(unsaved))
+
+    def lock(self) -> None:
+        """Reserve the folder for this process until ``close``, as the first ``save`` does.
+
+        Raises:
+            Locked: another process writes checkpoints into it.
+            OSError: the folder cannot be written.
+        """
+        if self._closed:
+            raise ValueError(f"lock must come before close; the checkpoints in {self.folder} are closed.")
+        together(self._take_lock)
+
+    def _take_lock(self) -> None:
+        if jax.process_index() == 0:  # which writes for all processes of a run
+            self._lock.take()
 
     def path(self, step: int) -> Path:
         """The file of a checkpoint."""
@@ -197,6 +217,7 @@ class Checkpoints:
             config: whatever JSON can hold.
 
         Raises:
+            Locked: another process writes checkpoints into the folder.
             OSError: an earlier save failed in the background. This one has not begun.
             TypeError, ValueError: wrong arguments, a step that is too low, or a file in the way that is not a
                 checkpoint.
@@ -227,7 +248,8 @@ class Checkpoints:
         self._reached = int(step)
 
     def _prepare(self, step: int) -> None:
-        """Finish the last save. Raise ValueError for a step that is too low, and for a file in the way."""
+        """Lock, and finish the last save. Raise ValueError for a step that is too low, and for a file in the way."""
+        self._take_lock()
         self._finish()
         found = self._found()
         last = max((other for other, ours in found.items() if ours), default=-1)
@@ -268,14 +290,24 @@ class Checkpoints:
         """Return when the last save is on the disk. Raises OSError if it failed."""
         together(self._finish)
 
+    def _finish_and_unlock(self) -> None:
+        try:
+            self._finish()
+        finally:
+            self._lock.release()
+
     def _end(self) -> None:
         self._closed = True
         self._thread.shutdown()
-        atexit.unregister(self._finish)
-        self._finish()
+        atexit.unregister(self._finish_and_unlock)
+        self._finish_and_unlock()
 
     def close(self) -> None:
-        """Wait for the last save and end the thread; nothing can be saved after. Raises OSError if the save failed."""
+        """Wait for the last save, end the thread and unlock the folder; nothing can be saved after.
+
+        Raises:
+            OSError: the save failed.
+        """
         together(self._end)
 
     def _load(self, step: int, like: dict[str, str] | None) -> tuple[archive.Arrays, dict[str, Any]]:

@@ -78,6 +78,7 @@ def fit(
     Raises:
         NotFinite: a loss, or a parameter after a call, was nan or infinite.
         Damaged: the newest checkpoint cannot be restored.
+        Locked: another process writes these checkpoints.
         TypeError: an argument of another type.
         ValueError: unusable data, fewer samples than a batch, more devices than are available, or a checkpoint of a run
             with another recipe, hyper or key.

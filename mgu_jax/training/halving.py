@@ -64,6 +64,7 @@ def halving(
 
     Raises:
         Damaged: the newest checkpoint cannot be restored.
+        Locked: another process writes these checkpoints.
         TypeError: an argument of another type.
         ValueError: what ``sweep`` raises, rungs that do not rise, a state that does not fit, or a checkpoint of a
             halving with other rungs or another fraction.
@@ -138,8 +139,10 @@ def _newest(
     """The newest checkpoint, if there is one. Its step determines how many settings it holds.
 
     Raises:
+        Locked: another process writes these checkpoints.
         ValueError: it belongs to another run.
     """
+    checkpoints.lock()
     checkpoints.wait()
     if not checkpoints.steps:
         return None
@@ -157,6 +160,9 @@ class _RungStore:
 
     def __init__(self, checkpoints: Store, left: np.ndarray):
         self.checkpoints, self.left = checkpoints, left
+
+    def lock(self) -> None:
+        self.checkpoints.lock()
 
     def config(self, step: int | None = None) -> None:
         return None

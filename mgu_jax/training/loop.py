@@ -32,6 +32,10 @@ STEPS_PER_CALL = 100
 class Store(Protocol):
     """What a run needs of ``mgu_jax.Checkpoints``."""
 
+    def lock(self) -> None:
+        """Reserve the checkpoints for this process; raise Locked if another one writes them."""
+        ...
+
     @property
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in ascending order."""
@@ -186,13 +190,15 @@ def host_loop(
 
 
 def restored(checkpoints: Store | None, like: Any, identity: Identity) -> Any:
-    """The newest checkpoint; without one, ``like``, the state to start from.
+    """The newest checkpoint, after the checkpoints are locked; without one, ``like``, the state to start from.
 
     Raises:
+        Locked: another process writes these checkpoints.
         ValueError: the checkpoint belongs to another run.
     """
     if checkpoints is None:
         return like
+    checkpoints.lock()
     if (config := checkpoints.config()) is not None:  # which waits for the last save
         check_identity(config, identity, checkpoints.steps[-1])
     state = checkpoints.restore(like)

@@ -16,8 +16,7 @@ class Progress:
     def __init__(self, done: int, steps: int, enabled: bool):
         self.done, self.steps, self.enabled = done, steps, enabled
         self.began = time.perf_counter()
-        self.rate_since = done, self.began  # the step and the time from which the rate is measured
-        self.compiled = False
+        self.rate_since: tuple[int, float] | None = None  # the step and the time from which the rate is measured
         self.bar = None
         if enabled:
             tqdm = require("tqdm", "experiments").tqdm
@@ -37,15 +36,27 @@ class Progress:
         note = f"loss {loss:.4g}" + (f", {text}" if text else "")
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(size)
+            if self.rate_since is None:
+                self._show_without_rate(self.bar)
+            else:
+                self.bar.update(size)
         elif self.enabled:
             self._print(note)
-        if not self.compiled:  # the first call includes compilation, which would distort the rate
-            self.compiled, self.rate_since = True, (self.done, time.perf_counter())
+        if self.rate_since is None:  # the first call includes compilation, which would distort the rate
+            self.rate_since = self.done, time.perf_counter()
+
+    def _show_without_rate(self, bar: Any) -> None:
+        """Show the first call on a bar, and measure its rate from here."""
+        bar.n = bar.initial = bar.last_print_n = self.done
+        bar.last_print_t = time.time()
+        bar.refresh()
 
     def _print(self, note: str) -> None:
-        now, (step, since) = time.perf_counter(), self.rate_since
-        rate = (self.done - step) / (now - since)
-        left = (self.steps - self.done) / rate
-        times = f"{now - self.began:.1f} s, {left:.1f} s left, {rate:.4g} steps/s"
+        now = time.perf_counter()
+        times = f"{now - self.began:.1f} s"
+        if self.rate_since is None:
+            times += " with compilation"
+        else:
+            rate = (self.done - self.rate_since[0]) / (now - self.rate_since[1])
+            times += f", {(self.steps - self.done) / rate:.1f} s left, {rate:.4g} steps/s"
         print(f"step {self.done}/{self.steps}  {times}  {note}", flush=True)

@@ -110,6 +110,7 @@ def sweep(
 
     Raises:
         Damaged: the newest checkpoint cannot be restored.
+        Locked: another process writes these checkpoints.
         TypeError: an argument of another type.
         ValueError: what ``fit`` raises, or entries of different lengths.
     """

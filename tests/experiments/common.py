@@ -53,6 +53,6 @@ def digest_in(path):
 
 def drop_newest_checkpoint(folder):
     """Remove it, as if the run had been killed before it was written. Returns the step of the one before."""
-    *_, before, newest = sorted(int(path.stem) for path in (folder / "checkpoints").iterdir())
+    *_, before, newest = sorted(int(path.stem) for path in (folder / "checkpoints").glob("*.npz"))
     (folder / "checkpoints" / f"{newest}.npz").unlink()
     return before

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,66 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
         run("notebook", "--steps", 2, "--out", tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
     assert f"{tmp_path / 'run'} held a run already; it is now {tmp_path / 'run.2'}." in capsys.readouterr().out
+
+
+HOLD = """
+import sys
+from experiments.run import Common, Run
+run = Run("notebook", Common(out=sys.argv[1]), {})
+print("holds", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_folder_that_a_run_writes_into_is_refused(tmp_path, capsys):
+    """Also to a run that resumes. When the first is dead, both are possible; nothing of the first is lost."""
+    folder = tmp_path / "run"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == "holds\n"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    flags = ["notebook", "--steps", 2, "--out", folder]
+    for more in ([], ["--resume"]):
+        who = f"{folder} is in use by process {process.pid} on {socket.gethostname()} since 20"
+        refuses(capsys, [*flags, *more], "--out", "a folder that no other run writes into", who)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    process.kill()
+    process.communicate()
+    assert run(*flags) == 0
+    made = ["config.json", "loss_per_time_step.png", "metrics.jsonl", "result.json"]
+    assert sorted(path.name for path in folder.iterdir()) == made
+    assert sorted(path.name for path in (tmp_path / "run.1").iterdir()) == ["config.json", "metrics.jsonl"]
+    assert run("notebook", "--out", folder, "--resume") == 2  # for its steps differ
+    assert sorted(path.name for path in folder.iterdir()) == made
+
+
+def test_what_a_run_wrote_is_its_last_line(tmp_path, capsys):
+    """All of it, and nothing that is not there."""
+    for name, others in (
+        ("notebook", "loss_per_time_step.png"),
+        ("digits", "checkpoints/, gates.png, learning_curve.png"),
+    ):
+        folder = tmp_path / name
+        assert run(name, "--quick", "--out", folder) == 0
+        seconds = "seconds.jsonl, " if name == "digits" else ""
+        wanted = f"written to {folder}: config.json, metrics.jsonl, {seconds}result.json, {others}"
+        assert capsys.readouterr().out.splitlines()[-1] == wanted
+
+
+def test_a_setting_that_is_not_given_is_null(tmp_path):
+    run("notebook", "--steps", 2, "--out", tmp_path / "run")
+    text = (tmp_path / "run" / "config.json").read_text()
+    assert json.loads(text)["data_dir"] is None
+    assert '"None"' not in text
+
+
+@pytest.mark.parametrize("command", ["list", "digits --help"])
+def test_a_reader_that_leaves_ends_a_command_quietly(command):
+    """As ``head`` does. Python's own message, at its end, would be as wrong as a traceback."""
+    shell = f"({sys.executable} -m experiments {command}; echo $? >&2) | true"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr == "141\n"
 
 
 def start_and_kill(folder, flags, rows, seconds):

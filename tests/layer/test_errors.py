@@ -242,6 +242,9 @@ def test_check_gradients(params):
 
 def test_summary():
     params = mgu.Model(3, (4,), 2).init(KEY)
-    rejects(lambda: mgu.summary(params), "params", "an mgu_jax.Params", "a ModelParams", TypeError)
+    rejects(lambda: mgu.summary(params.W_y), "params", "an mgu_jax.Params", "float32 [4, 2]", TypeError)
     incomplete = params.layers[0]._replace(W_h=None)
     rejects(lambda: mgu.summary(incomplete), "params.W_h", "an array", "None", TypeError)
+    rejects(lambda: mgu.summary(params._replace(b_y="b")), "params.b_y", "an array", "'b'", TypeError)
+    members = jax.tree.map(lambda a: a[None], params)
+    rejects(lambda: mgu.summary(members), "params.W_h", "[D, H]", "[1, 3, 4]", ValueError)

@@ -184,3 +184,17 @@ def test_summary():
     assert lines[-1] == "0.667 of a GRU's 38,700, 0.500 of an LSTM's 51,600"
     assert "b_r" not in text
     assert "b_r" in mgu.summary(mgu.init(jax.random.key(0), 28, 100, mgu.FLAX_MGU))
+
+
+def test_summary_of_a_model():
+    """Names are paths, and the ratios are those of the layers alone."""
+    model = mgu.Model(50, (4, 6), 2, embedding_size=3, bidirectional="concatenate", learned_h0=True)
+    params = model.init(jax.random.key(0))
+    lines = mgu.summary(params).splitlines()
+    assert lines[1].split() == ["layers[0].W_f", "[3,", "4]", "float32", "12", "48"]
+    names = [line.split()[0] for line in lines]
+    assert {"W_y", "embedding", "backward[1].U_h", "h0.backward[1]"} <= set(names)
+    total, recurrent = mgu.count(params), mgu.count((params.layers, params.backward))
+    assert lines[-2].split() == ["total", f"{total:,}", f"{4 * total:,}"]
+    gru = 2 * (mgu.gru_count(3, 4) + mgu.gru_count(8, 6))
+    assert lines[-1].startswith(f"recurrent layers {recurrent:,}: 0.667 of a GRU's {gru:,}, 0.500 of an LSTM's ")

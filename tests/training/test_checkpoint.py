@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 import mgu_jax as mgu
 from mgu_jax import archive
+from mgu_jax.training import lock
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.losses import accuracy
 from tests.processes import run_together
@@ -123,7 +124,8 @@ def test_the_best_is_kept(tmp_path, better, best):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """All files but the lock of a run that is at work."""
+    return sorted({path.name for path in folder.iterdir()} - {lock.NAME})
 
 
 def test_an_unfinished_file_is_ignored_and_then_removed(tmp_path):
@@ -145,7 +147,9 @@ def test_an_unfinished_file_is_ignored_and_then_removed(tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The bytes of all files but the lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != lock.NAME]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def test_other_files_are_refused_and_stay(tmp_path):
@@ -664,6 +668,7 @@ import sys
 import jax
 import numpy as np
 from mgu_jax import archive
+from mgu_jax.training import lock
 from mgu_jax.training.checkpoint import Checkpoints
 if sys.argv[2] == "full":
     def full(*_):
@@ -695,6 +700,7 @@ jax.distributed.initialize(address, 2, process)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mgu_jax import archive
+from mgu_jax.training import lock
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
 mesh = jax.make_mesh((2,), ("device",))
 split, whole = NamedSharding(mesh, P("device")), NamedSharding(mesh, P())

@@ -17,6 +17,8 @@ def test_progress_prints_plain_lines_without_a_terminal(data, recipe, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["10/20", "20/20"]
     assert all("loss" in line and line.endswith("accuracy 50%") for line in lines)
+    assert ["with compilation" in line for line in lines] == [True, False]
+    assert ["s left" in line for line in lines] == [False, True]
     mgu.fit(recipe, data, steps=20, key=KEY, steps_per_call=10)
     assert capsys.readouterr() == ("", "")
 

@@ -230,7 +230,10 @@ def test_the_command_lists_the_sets(tmp_path, capsys, monkeypatch):
     listed = capsys.readouterr().out.splitlines()
     assert listed[0].startswith("  digits       1,797 images          scikit-learn ")
     assert listed[1] == f"  mnist        50 words              {tmp_path / 'small'}"
-    assert listed[2].startswith("  ptb          not found: ptb.zip is in none of the folders ")
+    assert listed[2] == "  ptb          not found"
+    reason = " ".join(line.strip() for line in listed[3:])
+    assert reason.startswith("ptb.zip is in none of the folders ")
+    assert all(len(line) <= 120 or " " not in line.strip() for line in listed)
     monkeypatch.setattr("shutil.which", lambda _: None)  # a machine without the command bible
     assert main(["data", "--sets", "kjv", "--download"]) == 2
     said(capsys, "--download", "1 of the 1 sets")

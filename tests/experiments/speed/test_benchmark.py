@@ -98,3 +98,12 @@ def test_quick_run(tmp_path, capsys):
     assert "B, T, D, H = 2, 6, 3, 4   multiply-adds at the machine's best rate" in text
     assert all(line in text for make in tables.TABLES.values() for line in make(rows))
     assert all(is_png(tmp_path / "run" / f"{name}.png") for name in plots.PICTURES)
+
+
+def test_without_peers_there_is_no_empty_picture(tmp_path):
+    row = {"part": "time", "size": [2, 6, 3, 4], "devices": 1, "which": "both", "name": "MGU", "ms": 1.0, "low": 0.9}
+    row |= {"high": 1.1, "times_ours": 1.0, "gflop_s": 1.0}
+    rows = [row, row | {"devices": 2, "ms": 0.7, "low": 0.6, "high": 0.8}]
+    assert not plots.ratios(tmp_path / "ratios.png", rows)
+    assert plots.arithmetic(tmp_path / "arithmetic.png", rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["arithmetic.png"]

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.speed import overhead
-from tests.experiments.common import result, run
+from tests.experiments.common import lines, result, run
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -16,4 +16,7 @@ def test_training_measures_its_four_parts(tmp_path, capsys):
     numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
     assert len(numbers) == 10
     assert min(numbers) > 0
-    assert "\n".join(overhead.table(rows)) in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "\n".join(overhead.table(rows)) in text
+    assert text.endswith(f"written to {tmp_path / 'run'}: config.json, metrics.jsonl, result.json, checkpoints/\n")
+    assert [line["split"] for line in lines(tmp_path / "run")] == [row["part"] for row in rows]
