@@ -4,8 +4,8 @@
     hs^l = scan(layers[l], hs^{l-1})    if bidirectional, also in reverse; the two are put side by side or added
     ys   = rows W_y + b_y               rows are all states of the last layer, their mean, or the last one
 
-To add an option, add a field to ``Model`` and check it in ``__post_init__``. It acts in ``_run``, or in ``_embed`` or
-``_read_out`` if it concerns the inputs or the outputs. ``apply`` and ``step`` call all three.
+To add an option, add a field to ``Model`` and check it in ``__post_init__``. It acts in ``_compute``, or in
+``_read_out`` if it concerns the outputs; ``apply`` and ``step`` call both.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
+from jax.sharding import PartitionSpec
 
 from mgu_jax import checks
+from mgu_jax.layer import mesh
 from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.initial import INITIALIZERS, init
 from mgu_jax.layer.noise import dropout_mask, is_off
-from mgu_jax.layer.params import Params, check_features, check_lengths, check_state
+from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
 from mgu_jax.layer.products import like
 from mgu_jax.sequence import Execution, run
 
@@ -221,17 +223,20 @@ class Model:
         checks.check_choice("training", training, (None, False, True))
         rates = self._check_rates(rates, key, training)
         key = None if training is False else key
-        hs = self._embed(params, xs, "xs", "T, ..., ", lengths)
-        ys, last = self._run(params, hs, state, lengths, resets, key, rates)
+        self._check_inputs(params, xs, "xs", "T, ..., ", lengths)
+        ys, last = self._run(params, xs, state, lengths, resets, key, rates)
         return (ys, last) if return_state else ys
 
-    def step(self, params: ModelParams, x: Any, state: State | None = None) -> tuple[Array, State]:
+    def step(
+        self, params: ModelParams, x: Any, state: State | None = None, *, reset: Array | None = None
+    ) -> tuple[Array, State]:
         """The output and the state after one input, (y [..., K], state), as ``apply`` gives them for a sequence.
 
         Args:
             params: as ``init`` makes them.
             x: [..., D], or tokens [...].
             state: the state before the step; ``start(params)`` if ``None``.
+            reset: bool [...]; where true, the step starts from ``start(params)``, whatever ``state`` holds.
 
         Raises:
             ValueError: a bidirectional model or readout "mean", which need the whole sequence; and as ``apply`` raises
@@ -243,8 +248,10 @@ class Model:
         if self.readout == "mean":
             raise ValueError("a model with readout 'mean' cannot be stepped: it reads out the whole sequence.")
         x = np.asarray(x) if isinstance(x, int | np.generic) else x  # a single token
-        row = self._embed(params, x, "x", "..., ")
-        ys, new_state = self._run(params, row[None], state, None, None, None, self.rates)
+        self._check_inputs(params, x, "x", "..., ")
+        check_resets(reset, self._batch(x[None]), "x", "reset")
+        resets = None if reset is None else reset[None]
+        ys, new_state = self._run(params, x[None], state, None, resets, None, self.rates)
         return (ys[0] if self.readout == "all" else ys), new_state
 
     def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
@@ -262,17 +269,43 @@ class Model:
                 checks.check_size(f"batch[{i}]", size, 0)
         return self._initial_state(params, batch)
 
-    def _run(
+    def _run(self, *arguments: Any) -> tuple[Array, State]:
+        """``_compute`` on any mesh."""
+        return mesh.automatic(self._compute, arguments, self._placed)
+
+    def _placed(
+        self, params: ModelParams, xs: Array, state: State | None, lengths: Any, resets: Any, *_: Any
+    ) -> tuple[PartitionSpec, State]:
+        """How ys and the last state are split on a mesh with explicit axes: as xs, the state and the weights are."""
+        axes = len(self._batch(xs)) + 1
+        states = ((None, *mesh.spec(h)[:-1]) for h in jax.tree.leaves(state))
+        where = mesh.merged(mesh.spec(xs)[:axes], mesh.spec(resets), (None, *mesh.spec(lengths)), *states)
+
+        def rows(where: tuple[Any, ...], W: Array) -> PartitionSpec:
+            return PartitionSpec(*mesh.merged(where, (*[None] * len(where), mesh.spec(W)[-1])))
+
+        def last(layers: Any) -> Any:
+            return layers and tuple(rows(where[1:], layer.W_h) for layer in layers)
+
+        ys = rows(where if self.readout == "all" else where[1:], params.W_y)
+        return ys, State(last(params.layers), last(params.backward))
+
+    def _batch(self, xs: Array) -> tuple[int, ...]:
+        """The batch axes of inputs, [T, ..., D] or tokens [T, ...]."""
+        return xs.shape[1:-1] if self.embedding_size is None else xs.shape[1:]
+
+    def _compute(
         self,
         params: ModelParams,
-        hs: Array,
+        xs: Array,
         state: State | None,
         lengths: Array | None,
         resets: Array | None,
         key: Array | None,
         rates: dict[str, Any],
     ) -> tuple[Array, State]:
-        """ys and the last state, for the rows hs [T, ..., D] that the first layer reads."""
+        """ys and the last state, for inputs xs that are checked."""
+        hs = xs if self.embedding_size is None else jnp.take(params.embedding, xs, axis=0)
         batch = hs.shape[1:-1]
         initial = self._initial_state(params, batch)
         state = initial if state is None else self._check_state(state, params, batch)
@@ -336,12 +369,12 @@ class Model:
     def _merge(self, forward: Array, backward: Array) -> Array:
         return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
 
-    def _embed(self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None) -> Array:
-        """The rows that the first layer reads, after checks of params and xs; ``leading`` are the axes before D."""
+    def _check_inputs(self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None) -> None:
+        """Raise TypeError or ValueError unless params and xs fit the model; ``leading`` are the axes before D."""
         self._check_params(params)
         if self.embedding_size is None:
             check_features(name, xs, leading, params.layers[0], "W_h")
-            return xs
+            return
         whole = isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer)
         if not whole or (leading.startswith("T") and xs.ndim < 1):
             shape = leading.removesuffix(", ")
@@ -350,7 +383,6 @@ class Model:
             check_lengths(lengths, xs.shape[0], xs.shape[1:])
         if isinstance(xs, np.ndarray):  # reading a JAX array would wait for the device
             checks.check_below(name, xs, self.input_size, "tokens of this model", lengths)
-        return jnp.take(params.embedding, xs, axis=0)
 
     def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
         """ys of the last layer's outputs, hs at all steps and end at the end of each sequence."""

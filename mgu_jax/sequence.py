@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mgu_jax import checks
 from mgu_jax.kernels import gpu
+from mgu_jax.layer import mesh
 from mgu_jax.layer.bptt import Marks, Plan, assert_shapes, bptt, state_before
 from mgu_jax.layer.cell import advance, prepare, project
 from mgu_jax.layer.family import MGU, Cell, check_cell
@@ -143,7 +146,8 @@ def scan(
     """The states of a layer that reads a sequence: hs [T, ..., H] after every step, and h_last [..., H].
 
     h_last is the state after the last step that runs: step T or, with lengths, the last step of each sequence, and with
-    reverse, the first.
+    reverse, the first. On a mesh with explicit axes (the default of ``jax.make_mesh``) both are split as xs, h0 and the
+    columns of W_h are, and XLA places what is computed in between.
 
     Args:
         params: the layer's ``Params``.
@@ -226,7 +230,7 @@ def run(
     checks.check_choice("reverse", reverse, (False, True))
     _, H = check_params(params, cell)
     check_features("xs", xs, "T, ..., ", params, "W_h")
-    T, *batch, D = xs.shape
+    T, *batch, _ = xs.shape
     implementation = execution.chosen(cell, params, all(map(is_known, (T, *batch))))
     if implementation == "parallel" and not is_known(T):
         raise ValueError(f"implementation 'parallel' needs a known number of steps; got {T}.")
@@ -246,12 +250,30 @@ def run(
     if key is not None:
         checks.check_key("key", key)
 
+    plan, arguments = execution.plan(cell, reverse), (params, xs, h0, lengths, resets, reset_to, key, rates)
+    return mesh.automatic(partial(_run, plan, IMPLEMENTATIONS[implementation]), arguments, _placed)
+
+
+def _run(
+    plan: Plan,
+    implementation: Callable[..., tuple[Array, Array]],
+    params: Params,
+    xs: Array,
+    h0: Array,
+    lengths: Array | None,
+    resets: Array | None,
+    reset_to: Array | None,
+    key: Array | None,
+    rates: Rates,
+) -> tuple[Array, Array]:
+    """hs [T, ..., H] and h_last [..., H] from arguments that are checked."""
+    (T, *batch, D), H, dtype = xs.shape, h0.shape[-1], checks.dtype_of(params.W_h)
     B = math.prod(batch)  # the implementations have one batch axis
     xs, h0 = jnp.reshape(xs, (T, B, D)), jnp.reshape(h0, (B, H))
     h_reset = None if resets is None else h0 if reset_to is None else jnp.reshape(reset_to, (B, H))
     reset = None if resets is None else jnp.reshape(resets, (T, B, 1))
     alpha, mask = sample(key, rates, (T, B, H), dtype)
-    params = mask_weights(key, dropconnect, params)
+    params = mask_weights(key, rates.dropconnect, params)
     valid = None
     if lengths is not None:
         valid = _before(lengths, T, B)
@@ -259,11 +281,25 @@ def run(
         alpha = valid.astype(dtype) if alpha is None else jnp.where(valid, alpha, 0)
         reset = None if reset is None else reset & valid
 
-    arguments = _vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, mask)))
-    hs, h_last = IMPLEMENTATIONS[implementation](execution.plan(cell, reverse), *arguments)
+    hs, h_last = implementation(plan, *_vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, mask))))
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (T, *batch, H)), jnp.reshape(h_last, (*batch, H))
+
+
+def _placed(
+    params: Params, xs: Array, h0: Array, lengths: Any, resets: Any, reset_to: Any, *_: Any
+) -> tuple[PartitionSpec, PartitionSpec]:
+    """How hs and h_last are split on a mesh with explicit axes: as xs, the state and the columns of W_h are."""
+    where = mesh.merged(
+        mesh.spec(xs)[:-1],
+        mesh.spec(resets),
+        (None, *mesh.spec(lengths)),
+        (*[None] * (xs.ndim - 1), mesh.spec(params.W_h)[-1]),
+        (None, *mesh.spec(h0)),
+        (None, *mesh.spec(reset_to)),
+    )
+    return PartitionSpec(*where), PartitionSpec(*where[1:])
 
 
 def _before(lengths: Array, T: int, B: int) -> Array:

@@ -247,6 +247,19 @@ def test_step_equals_apply(name):
     close((jnp.stack(ys), state), (whole, end))
 
 
+@pytest.mark.parametrize("learned_h0", [False, True])
+def test_step_with_resets_equals_apply(learned_h0):
+    """A reset goes back to the model's own first state, whatever the state holds."""
+    model, params = made(4, (5, 6), 2, learned_h0=learned_h0)
+    resets = jnp.zeros((7, 3), bool).at[4, 1].set(True).at[0, 2].set(True)
+    step, ys = jax.jit(model.step), []
+    state = jax.tree.map(lambda h: h.at[2].set(np.nan), model.start(params, (3,)))
+    for x, reset in zip(XS, resets, strict=True):
+        y, state = step(params, x, state, reset=reset)
+        ys.append(y)
+    close(jnp.stack(ys), model.apply(params, XS, resets=resets))
+
+
 def test_step_with_readout_last():
     model, params = made(4, (5,), 2, readout="last")
     y, state = model.step(params, XS[0])

@@ -168,6 +168,14 @@ def test_step_names_its_input_x():
     rejects(lambda: model.step(params, jnp.zeros((2, 7))), "x", "[..., 32]", "[2, 7]", ValueError)
 
 
+def test_the_reset_of_step():
+    model = mgu.Model(32, (64,), 3)
+    params = model.init(KEY)
+    x = jnp.zeros((2, 32))
+    rejects(lambda: model.step(params, x, reset=True), "reset", "an array of bool", "True", TypeError)
+    rejects(lambda: model.step(params, x, reset=jnp.ones(3, bool)), "reset", "[2] (the batch of x)", "[3]", ValueError)
+
+
 @pytest.mark.parametrize(
     ("options", "name", "reason"),
     [

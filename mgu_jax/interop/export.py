@@ -111,9 +111,7 @@ def stream(model: Model, params: ModelParams, *, platforms: tuple[str, ...] = PL
     states = tuple(jax.ShapeDtypeStruct((batch, layer.b_h.shape[0]), dtype) for layer in params.layers)
 
     def run(params: ModelParams, x: Array, state: tuple[Array, ...], fresh: Array) -> Any:
-        start = model.start(params, fresh.shape).layers
-        layers = tuple(jnp.where(fresh[:, None], first, h) for first, h in zip(start, state, strict=True))
-        y, new = model.step(params, x, State(layers))
+        y, new = model.step(params, x, State(state), reset=fresh)
         return y, new.layers
 
     return _export(run, params, (batch,), (states, jax.ShapeDtypeStruct((batch,), bool)), platforms)

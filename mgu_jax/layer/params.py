@@ -172,10 +172,10 @@ def check_lengths(lengths: Any, steps: int, batch: tuple[int, ...], name: str = 
             raise ValueError(f"{name} must lie in [0, {steps}] ({of} has {steps} steps); got {outside.flat[0]}.")
 
 
-def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs") -> None:
+def check_resets(resets: Any, shape: tuple[int, ...], of: str = "xs", name: str = "resets") -> None:
     """Raise TypeError or ValueError unless resets is ``None``, or one bool per step and sequence."""
     if resets is None:
         return
     if not isinstance(resets, jax.Array | np.ndarray) or resets.dtype != bool:
-        raise TypeError(f"resets must be an array of bool; got {checks.describe(resets)}.")
-    checks.check_shape("resets", resets, shape, f"the steps and the batch of {of}")
+        raise TypeError(f"{name} must be an array of bool; got {checks.describe(resets)}.")
+    checks.check_shape(name, resets, shape, f"the {'steps and the ' if name == 'resets' else ''}batch of {of}")

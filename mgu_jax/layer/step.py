@@ -1,13 +1,18 @@
 """One step of a cell as public functions: ``step``, and ``step_forward`` with its backward, ``step_backward``."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from mgu_jax import checks
+from mgu_jax.layer import mesh
 from mgu_jax.layer.cell import Gates, advance, prepare, project, retreat, weight_gradients, with_transposes
 from mgu_jax.layer.family import MGU, Cell, check_cell
-from mgu_jax.layer.params import Params, check_features, check_params
+from mgu_jax.layer.params import Params, check_features, check_params, check_resets, check_state
 
 
 class Residuals(NamedTuple):
@@ -18,13 +23,37 @@ class Residuals(NamedTuple):
     gates: Gates
 
 
-def step(params: Params, h: Array, x: Array, cell: Cell = MGU) -> Array:
+def step(
+    params: Params,
+    h: Array,
+    x: Array,
+    cell: Cell = MGU,
+    *,
+    reset: Array | None = None,
+    reset_to: Array | None = None,
+) -> Array:
     """The state h' [..., H] after one step from the state h [..., H] with the input x [..., D] (equations 1 to 3).
+
+    Args:
+        params: the layer's ``Params``.
+        h: [..., H], the state before the step.
+        x: [..., D].
+        cell: the member of the family that params belongs to.
+        reset: bool [...]; where true, the step starts from reset_to, whatever h holds.
+        reset_to: [..., H]; zeros if ``None``.
 
     Raises:
         TypeError: an argument is not an array, or its dtype is not that of params.
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not fit each other, or reset_to without reset.
     """
+    check_rows(params, h, x, cell)
+    check_resets(reset, x.shape[:-1], "x", "reset")
+    if reset_to is not None:
+        check_state("reset_to", reset_to, x.shape[:-1], params, "x")
+        if reset is None:
+            raise ValueError(f"reset_to must be left out without reset; got {checks.describe(reset_to)}.")
+    if reset is not None:
+        h = jnp.where(reset[..., None], jnp.zeros_like(h) if reset_to is None else reset_to, h)
     return step_forward(params, h, x, cell)[0]
 
 
@@ -57,10 +86,21 @@ def step_backward(
     _check_gates(gates, params, h, cell)
     check_features("dh_next", dh_next, "..., ", params, "b_h")
     checks.check_shape("dh_next", dh_next, h.shape, "the shape of the state")
+    return mesh.automatic(partial(_backward, cell), (params, residuals, dh_next), _placed)
+
+
+def _backward(cell: Cell, params: Params, residuals: Residuals, dh_next: Array) -> tuple[Params, Array, Array]:
+    x, h, gates = residuals
     weights = with_transposes(prepare(params, cell))
     dh, dz_f, dz_h = retreat(weights, h, gates, None, dh_next, cell)
     dparams, dx = weight_gradients(weights, x, h, gates, dz_f, dz_h, cell)
     return dparams, dh, dx
+
+
+def _placed(*arguments: Any) -> tuple[Params, PartitionSpec, PartitionSpec]:
+    """How the results of ``step_backward`` are split on a mesh with explicit axes: as the arguments are."""
+    params, residuals, _ = jax.tree.map(lambda a: PartitionSpec(*mesh.spec(a)), arguments)
+    return params, residuals.h, residuals.x
 
 
 def check_rows(params: Params, h: Any, x: Any, cell: Cell) -> None:

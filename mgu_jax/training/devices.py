@@ -5,8 +5,9 @@ devices together. An array that is not split is whole on every device.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,30 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mgu_jax import checks
 
 AXIS = "split"
+P = ParamSpec("P")
 Result = TypeVar("Result")
+
+
+def on_own_devices(function: Callable[P, Result]) -> Callable[P, Result]:
+    """The function, outside of the caller's ``jax.set_mesh``: it makes its mesh itself, by its argument ``devices``."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> Result:
+        inside = not jax.sharding.get_abstract_mesh().empty
+        with jax.set_mesh(None) if inside else nullcontext():  # pyright: ignore (None is no mesh)
+            arguments, options = jax.tree.map(_without_mesh, (arguments, options))
+            return function(*arguments, **options)
+
+    return call
+
+
+def _without_mesh(a: Any) -> Any:
+    """The same array on one device, if its type names the explicit axes of a mesh; ``device_put`` would keep those."""
+    if not isinstance(a, jax.Array) or not jax.typeof(a).sharding.mesh.explicit_axes or not a.is_fully_addressable:
+        return a
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_without_mesh(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+    return jnp.asarray(np.asarray(a))
 
 
 def mesh_of(devices: Any, what: str, count: int) -> Mesh | None:

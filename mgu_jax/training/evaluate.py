@@ -19,12 +19,13 @@ from mgu_jax.layer.noise import Rates
 from mgu_jax.model import Model, check_model, check_reads_on
 from mgu_jax.training.batch import check_limits, limits_of, measure, run_model
 from mgu_jax.training.data import Data, Stream, check_data, check_stream, take, windows
-from mgu_jax.training.devices import map_members, to_host
+from mgu_jax.training.devices import map_members, on_own_devices, to_host
 from mgu_jax.training.hyper import Hyper
 from mgu_jax.training.losses import Loss, is_higher_better
 from mgu_jax.training.step import Recipe
 
 
+@on_own_devices
 def evaluate(
     model: Model,
     params: Any,
@@ -62,6 +63,7 @@ def evaluate(
     return evaluator.scores(params, rates)
 
 
+@on_own_devices
 def predict(
     model: Model,
     params: Any,

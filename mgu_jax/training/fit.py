@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks
 from mgu_jax.training.data import Data, Source, Stream
-from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, one_copy, put, put_parts
+from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, on_own_devices, one_copy, put, put_parts
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, check_one_setting
 from mgu_jax.training.identity import identity_of
@@ -29,6 +29,7 @@ class NotFinite(RuntimeError):
         self.step, self.state = step, state
 
 
+@on_own_devices
 def fit(
     recipe: Recipe,
     data: Data | Stream | Source,

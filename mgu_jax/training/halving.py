@@ -13,6 +13,7 @@ from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.training.data import Data, Source, Stream
+from mgu_jax.training.devices import on_own_devices
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings
 from mgu_jax.training.identity import Identity, check_identity, identity_of
@@ -29,6 +30,7 @@ class Halving(NamedTuple):
     left: np.ndarray  # [N], the positions of these settings in hyper
 
 
+@on_own_devices
 def halving(
     recipe: Recipe,
     data: Data | Stream | Source,

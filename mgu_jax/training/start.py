@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from mgu_jax import checks
 from mgu_jax.model import check_reads_on
-from mgu_jax.training.devices import to_host
+from mgu_jax.training.devices import on_own_devices, to_host
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, check_hyper, check_one_setting, per_member
 from mgu_jax.training.step import Best, Recipe, TrainState
@@ -25,6 +25,7 @@ class Sweep(NamedTuple):
     stopped: Array  # int32 [M]: the step at which a member was frozen; -1 if it was not
 
 
+@on_own_devices
 def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Validation | None = None) -> Any:
     """The state before the first step: a ``TrainState`` for one PRNG key, a ``Sweep`` for keys [seeds].
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks
 from mgu_jax.training.data import Data, Source, Stream
-from mgu_jax.training.devices import AXIS, map_members, mesh_of, put, to_host
+from mgu_jax.training.devices import AXIS, map_members, mesh_of, on_own_devices, put, to_host
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, per_member
 from mgu_jax.training.identity import Identity, identity_of
@@ -70,6 +70,7 @@ def run_members(
     return map_members(one, (members, stopped, hyper), data, at_once, mesh)
 
 
+@on_own_devices
 def sweep(
     recipe: Recipe,
     data: Data | Stream | Source,

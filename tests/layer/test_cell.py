@@ -63,3 +63,22 @@ def test_step_backward_equals_oracle_and_autodiff(dtype, name, batch):
 def test_a_step_is_the_first_of_a_scan():
     params, xs, h0 = laws.cast(laws.case(mgu.MGU)[:3], "float32")
     np.testing.assert_allclose(mgu.step(params, h0, xs[0]), mgu.scan(params, xs, h0)[0][0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_step_with_a_reset_is_that_of_a_scan(given):
+    """Where it resets, the state before may hold anything and gets no gradient."""
+    params, xs, h0, _, elsewhere = laws.cast(laws.case(mgu.MGU, 1, (3,)), "float32")
+    reset, reset_to = jnp.array([False, True, False]), elsewhere if given else None
+    h0 = h0.at[1].set(np.nan)
+
+    def loss(h0, reset_to):
+        return jnp.sum(mgu.step(params, h0, xs[0], reset=reset, reset_to=reset_to) ** 2)
+
+    elsewhere = elsewhere if given else jnp.zeros_like(h0)
+    wanted = mgu.scan(params, xs, h0, resets=reset[None], reset_to=elsewhere)[1]
+    got = mgu.step(params, h0, xs[0], reset=reset, reset_to=reset_to)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    dh0, dreset_to = jax.grad(loss, (0, 1))(h0, elsewhere)
+    assert np.array_equal(dh0.any(1), ~reset)
+    assert np.array_equal(dreset_to.any(1), reset)

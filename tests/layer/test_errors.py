@@ -161,6 +161,19 @@ def test_step(params, kind, arguments, name, rule, got):
     assert rejects(lambda: mgu.step(params, *arguments), name, rule, got, kind).startswith(f"{name} ")
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong", "name", "rule", "got"),
+    [
+        (TypeError, {"reset": True}, "reset", "an array of bool", "True"),
+        (ValueError, {"reset": np.ones(7, bool)}, "reset", "[8] (the batch of x)", "[7]"),
+        (ValueError, {"reset_to": H0}, "reset_to", "left out without reset", "float32 [8, 64]"),
+        (ValueError, {"reset": np.ones(8, bool), "reset_to": H0[0]}, "reset_to", "[8, 64] (the batch of x", "[64]"),
+    ],
+)
+def test_the_reset_of_a_step(params, kind, wrong, name, rule, got):
+    assert rejects(lambda: mgu.step(params, H0, XS[0], **wrong), name, rule, got, kind).startswith(f"{name} ")
+
+
 def test_step_backward(params):
     _, residuals = mgu.step_forward(params, H0, XS[0])
     wrong = H0[:4]
