@@ -4,7 +4,9 @@ Wrong types and dtypes raise ``TypeError``, wrong shapes and values ``ValueError
 shapes and dtypes alone, so the checks cost nothing under ``jit``.
 """
 
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,73 @@ def check_array(name: str, value: Any, dtype: Any, why: str) -> None:
         raise TypeError(f"{name} must be {dtype} ({why}); got {describe(value)}.")
 
 
+def check_hashable(name: str, value: Any) -> None:
+    """Raise TypeError unless value can be hashed: JAX compiles once for all that are equal."""
+    try:
+        hash(value)
+    except TypeError:
+        rule = "hashable, as functions, tuples and frozen dataclasses of such are"
+        raise TypeError(f"{name} must be {rule}; got {describe(value)}.") from None
+
+
+def name_of(function: Any) -> str:
+    """The name of a function or of its class."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_takes(name: str, function: Any, example: str, *arguments: Any, **options: Any) -> None:
+    """Raise TypeError unless a function can be called with these arguments; ``example`` shows a call."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a callable without a signature
+        return
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError:
+        raise TypeError(f"{name} must be callable as {example}; got {name_of(function)}{signature}.") from None
+
+
+def tried(name: str, given: str, call: Callable[[], Any]) -> Any:
+    """What a user's function returns. An error that it raises becomes one that names it, and what it was given."""
+    try:
+        return call()
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} must accept {given}; it raised {why}.") from error
+
+
+def as_numbers(name: str, value: Any) -> Any:
+    """An array of real numbers or bool: the same one, or one of a dtype that JAX knows with the same numbers.
+
+    An array of objects, such as a column of pandas, is accepted if it holds numbers.
+
+    Raises:
+        TypeError: value is something else.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without masked entries; got a MaskedArray.")
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise TypeError(f"{name} must be an array; got {describe(value)}.")
+    if value.dtype == object and isinstance(value, np.ndarray):
+        odd = next((entry for entry in value.flat if not is_number(entry)), None)
+        if not all(map(is_number, value.flat)):
+            raise TypeError(f"{name} must hold numbers alone; got an array of objects with {describe(odd)}.")
+        value = np.array(value.tolist()).reshape(value.shape)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+        hint = "np.unique(labels, return_inverse=True) numbers the labels"
+        raise TypeError(f"{name} must hold numbers ({hint}); got text, such as {str(next(iter(value.flat), ''))!r}.")
+    if _is_key(value) or not _is_real(value.dtype) or value.dtype == np.longdouble != np.float64:
+        raise TypeError(f"{name} must hold real numbers; got {_described_dtype(value)}.")
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
+def _described_dtype(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}"
+
+
 def check_shape(name: str, value: Any, shape: tuple[int, ...], why: str) -> None:
     """Raise ValueError unless value has exactly this shape; ``why`` says where the rule comes from."""
     if value.shape != shape:
@@ -176,15 +245,27 @@ def dtype_name(name: str, value: Any) -> str | None:
         raise TypeError(f"{name} must be a dtype; got {describe(value)}.") from None
 
 
-def check_below(name: str, numbers: Any, limit: int, of: str, lengths: Any = None, time_axis: int = 0) -> None:
-    """Raise ValueError unless numbers lie in [0, limit). Traced ones, and those after a sequence's end, pass."""
-    if not (is_concrete(numbers) and is_concrete(lengths)) or not numbers.size:
-        return
-    numbers = np.asarray(numbers)
+def steps_within(steps: int, lengths: Any, mask: Any, time_axis: int = 0) -> Any:
+    """Which steps of which sequences count, a bool array, or ``None`` if all do: known lengths [...], mask [T, ...].
+
+    Traced ones are taken to leave out everything, so that nothing is checked.
+    """
+    if not (is_concrete(lengths) and is_concrete(mask)):
+        return False
+    within = None if mask is None else np.asarray(mask)
     if lengths is not None:
-        numbers = np.moveaxis(numbers, time_axis, 0)
-        steps = np.arange(len(numbers)).reshape(-1, *[1] * (numbers.ndim - 1))
-        numbers = numbers[steps < np.asarray(lengths)[None]]
+        ends = np.asarray(lengths)
+        before = np.arange(steps).reshape(-1, *[1] * ends.ndim) < ends[None]
+        before = np.moveaxis(before, 0, time_axis)
+        within = before if within is None else within & before
+    return within
+
+
+def check_below(name: str, numbers: Any, limit: int, of: str, counted: Any = None) -> None:
+    """Raise ValueError unless numbers lie in [0, limit). Traced ones, and those that do not count, pass."""
+    if not is_concrete(numbers) or not numbers.size:
+        return
+    numbers = np.asarray(numbers) if counted is None else np.asarray(numbers)[counted]
     outside = numbers[(numbers < 0) | (numbers >= limit)]
     if outside.size:
         raise ValueError(f"{name} must lie in [0, {limit}), as {of}; got {outside.flat[0]}.")

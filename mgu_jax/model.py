@@ -23,7 +23,6 @@ from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.initial import INITIALIZERS, init
 from mgu_jax.layer.noise import dropout_mask, is_off
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
-from mgu_jax.layer.products import like
 from mgu_jax.sequence import Execution, run
 
 
@@ -305,7 +304,7 @@ class Model:
         rates: dict[str, Any],
     ) -> tuple[Array, State]:
         """ys and the last state, for inputs xs that are checked."""
-        hs = xs if self.embedding_size is None else jnp.take(params.embedding, xs, axis=0)
+        hs = xs if self.embedding_size is None else _rows_of(params.embedding, xs)
         batch = hs.shape[1:-1]
         initial = self._initial_state(params, batch)
         state = initial if state is None else self._check_state(state, params, batch)
@@ -364,7 +363,7 @@ class Model:
         if params.h0 is None:
             zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
             return State(zeros, zeros if self.bidirectional else None)
-        return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch, *h.shape)), params.h0)
+        return jax.tree.map(lambda h: _on_rows(h, (*batch, *h.shape)), params.h0)
 
     def _merge(self, forward: Array, backward: Array) -> Array:
         return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
@@ -382,16 +381,18 @@ class Model:
         if lengths is not None:
             check_lengths(lengths, xs.shape[0], xs.shape[1:])
         if isinstance(xs, np.ndarray):  # reading a JAX array would wait for the device
-            checks.check_below(name, xs, self.input_size, "tokens of this model", lengths)
+            counted = checks.steps_within(len(xs), lengths, None) if leading.startswith("T") else None
+            checks.check_below(name, xs, self.input_size, "tokens of this model", counted)
 
     def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
         """ys of the last layer's outputs, hs at all steps and end at the end of each sequence."""
         rows = end if self.readout == "last" else hs
         if self.readout == "mean":
             steps = jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
-            rows = jnp.sum(hs, 0) / jnp.maximum(steps, 1).astype(hs.dtype)[..., None]
+            wide = _widened(hs)
+            rows = (jnp.sum(wide, 0) / jnp.maximum(steps, 1).astype(wide.dtype)[..., None]).astype(hs.dtype)
         ys = self.execution.product(rows, params.W_y)
-        return ys + like(params.b_y, ys)
+        return ys + _on_rows(params.b_y, ys.shape)
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
         """The rates of a call: the given ones, and the model's own for the others."""
@@ -458,7 +459,7 @@ def detach(state: Any) -> Any:
 
 def check_model(model: Any, *needed: str) -> None:
     """Raise TypeError unless model has the needed methods."""
-    if not all(callable(getattr(model, name, None)) for name in needed):
+    if isinstance(model, type) or not all(callable(getattr(model, name, None)) for name in needed):
         raise TypeError(f"model must be a Model of mgu_jax; got {checks.describe(model)}.")
 
 
@@ -478,6 +479,24 @@ def _widths(layers: Any) -> tuple[Any, ...]:
     """H of each layer, or ``None`` for an entry that is not a layer."""
     layers = layers if isinstance(layers, tuple | list) else (layers,)
     return tuple((getattr(getattr(layer, "b_h", None), "shape", ()) or (None,))[-1] for layer in layers)
+
+
+def _widened(a: Array) -> Array:
+    """The array in float32 at least, the precision in which we sum over steps and samples."""
+    return a.astype(jnp.float32) if a.dtype.itemsize < 4 else a
+
+
+def _rows_of(embedding: Array, tokens: Array) -> Array:
+    """The rows of the tokens. The gradient of a row is a sum over all places where its token stands, as above."""
+    return jnp.take(_widened(embedding), tokens, axis=0).astype(embedding.dtype)
+
+
+def _on_rows(a: Array, shape: tuple[int, ...]) -> Array:
+    """The same vector on all rows, an array of this shape. Its gradient, a sum over the rows, runs in float32 at least.
+
+    In bfloat16, the sum of a thousand equal numbers would stop growing after the first few hundred.
+    """
+    return jnp.broadcast_to(_widened(a), shape).astype(a.dtype)
 
 
 def _fold(key: Array | None, number: int) -> Array | None:

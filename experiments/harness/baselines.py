@@ -36,6 +36,7 @@ class Baseline(NamedTuple):
     apply: Callable[..., Any]
     step: Callable[..., Any]
     start: Callable[..., Any]
+    readout: str
 
 
 class BaselineParams(NamedTuple):
@@ -138,4 +139,4 @@ def baseline(
         ys, state = apply(params, jnp.asarray(x)[None], state=state, return_state=True)
         return (ys[0] if readout == "all" else ys), state
 
-    return Baseline(init, apply, step, start)
+    return Baseline(init, apply, step, start, readout)

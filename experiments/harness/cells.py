@@ -51,6 +51,10 @@ class WithChrono:
     def apply(self, params: Any, xs: Any, **options: Any) -> Any:
         return self.model.apply(params, xs, **options)
 
+    @property
+    def readout(self) -> str:
+        return self.model.readout
+
     def step(self, params: Any, x: Any, state: Any = None) -> Any:
         return self.model.step(params, x, state)
 

@@ -1,46 +1,63 @@
-"""One batch: made by the host or taken from the data, run through the model, and measured."""
+"""One batch: made by the host or taken from the data, and run through the model."""
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from mgu_jax import checks
 from mgu_jax.model import Model
 from mgu_jax.training.data import Data, Source, Stacked, check_data
 from mgu_jax.training.devices import AXIS
-from mgu_jax.training.losses import Loss, accuracy, cross_entropy
+from mgu_jax.training.losses import Loss, binary_cross_entropy, called, of_labels, of_numbers
 
 
 class Limits(NamedTuple):
-    """The number of tokens and of classes that a model knows; ``None`` if it has no embedding or takes no labels."""
+    """What the numbers of the data must lie below; ``None`` and false where there is no rule."""
 
-    tokens: int | None = None
-    classes: int | None = None
+    tokens: int | None = None  # of a model with an embedding
+    classes: int | None = None  # of a loss or metric of labels
+    finite: bool = False  # targets, of a loss or metric of numbers
+    share: bool = False  # targets between 0 and 1
 
 
 def limits_of(functions: tuple[Loss, ...], params: Any) -> Limits:
     """The limits of a model with these parameters, if these functions measure it."""
     embedding, W_y = (getattr(getattr(params, name, None), "shape", ()) for name in ("embedding", "W_y"))
-    labels = any(function in (accuracy, cross_entropy) for function in functions)
-    return Limits(embedding[-2] if len(embedding) > 1 else None, W_y[-1] if labels and len(W_y) > 1 else None)
+    labels, numbers = any(map(of_labels, functions)), any(map(of_numbers, functions))
+    share = any(called(function) == binary_cross_entropy for function in functions)
+    tokens = embedding[-2] if len(embedding) > 1 else None
+    return Limits(tokens, W_y[-1] if labels and len(W_y) > 1 else None, numbers, share)
 
 
 def check_limits(data: Any, limits: Limits) -> None:
-    """Check that tokens and labels lie below their limits.
+    """Check that tokens and labels lie below their limits, and that targets of our own losses are finite.
 
     Raises:
         ValueError: a number is out of range. JAX would read nan in its place or, below zero, another number.
     """
-    lengths, as_samples = getattr(data, "lengths", None), isinstance(data, Data)
+    time_axis = 1 if isinstance(data, Data) else 0
+    lengths, mask = getattr(data, "lengths", None), getattr(data, "mask", None)
+    counted = checks.steps_within(data.xs.shape[time_axis], lengths, mask, time_axis)
     for name, limit, of in (("xs", limits.tokens, "tokens"), ("targets", limits.classes, "outputs")):
         numbers = getattr(data, name)
-        if limit is not None and jnp.issubdtype(numbers.dtype, jnp.integer):
-            ends = lengths if as_samples and numbers.ndim == 2 else None
-            checks.check_below(f"data.{name}", numbers, limit, f"the model's {of}", ends, time_axis=1)
+        if limit is not None and hasattr(numbers, "dtype") and jnp.issubdtype(numbers.dtype, jnp.integer):
+            steps = counted if numbers.ndim == time_axis + 1 else None
+            checks.check_below(f"data.{name}", numbers, limit, f"the model's {of}", steps)
+    targets: Any = data.targets
+    if limits.finite and hasattr(targets, "dtype") and checks.is_concrete(targets):
+        numbers = np.asarray(targets).astype(np.float64)
+        if counted is not None and numbers.ndim == time_axis + 2:
+            numbers = numbers[counted]
+        low, high = (0, 1) if limits.share else (-np.inf, np.inf)
+        odd = numbers[~((numbers >= low) & (numbers <= high) & np.isfinite(numbers))]
+        if odd.size:
+            rule = "lie in [0, 1]" if limits.share else "be finite (a mask leaves steps out)"
+            raise ValueError(f"data.targets must {rule}; got {odd.flat[0]}.")
 
 
 def stack(source: Source, first: int, steps: int, batch_size: int, limits: Limits = Limits()) -> Stacked:
@@ -49,69 +66,119 @@ def stack(source: Source, first: int, steps: int, batch_size: int, limits: Limit
     Raises:
         TypeError, ValueError: the source returns something other than ``Data`` of batch_size samples, all alike.
     """
-    batches = [source(step) for step in range(first, first + steps)]
+    batches = [check_data(source(step), batch_size) for step in range(first, first + steps)]
     for step, batch in enumerate(batches, first):
-        check_data(batch, batch_size)
         if len(batch.xs) != batch_size:
             count = len(batch.xs)
             raise ValueError(f"data must return {batch_size} samples, one batch, for step {step}; got {count}.")
-        check_limits(batch, limits)
-    for step, batch in enumerate(batches, first):
+        check_limits(batch, limits._replace(finite=False))  # an optimiser may pass over batches that are not finite
         for name, one, other in zip(Data._fields, batches[0], batch, strict=True):
-            if np.shape(one) != np.shape(other) or (one is None) != (other is None):
+            if jax.tree.map(np.shape, one) != jax.tree.map(np.shape, other):
                 came = f"{checks.describe(one)} for step {first} and {checks.describe(other)} for step {step}"
                 raise ValueError(f"data must return batches of one shape; got data.{name} {came}.")
     return Stacked(jax.tree.map(lambda *parts: np.stack(parts), *batches))
 
 
+def reads_every_step(model: Any) -> bool:
+    """Whether a model gives one output per step: its attribute ``readout`` is "all".
+
+    Raises:
+        ValueError: the attribute is something else than what ``Model`` has, or ``None``.
+    """
+    readout = getattr(model, "readout", None)
+    checks.check_choice("model.readout", readout, (None, "all", "last", "mean"))
+    return readout == "all"
+
+
 def run_model(
     model: Model, params: Any, batch: Data, carry: Any, noise: dict[str, Any] | None = None, mesh: Mesh | None = None
-) -> tuple[Array, Any]:
+) -> tuple[Any, Any]:
     """The outputs ys of a batch, and the state after it if ``carry`` is the state before it.
 
     ``noise`` holds the rates and, for training, the key. On a mesh, each device runs its own part of the batch.
-    """
-    arguments = (params, batch.xs.swapaxes(0, 1), batch.lengths, carry, noise)
 
-    def run(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Array, Any]:
+    Raises:
+        TypeError, ValueError: the inputs do not fit the model, or it gives something else than it declares.
+    """
+    _check_inputs(model, params, batch, carry)
+    every_step = reads_every_step(model)
+
+    def run(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Any, Any]:
         options = dict(noise or {})
         if "key" in options:
             options["training"] = True
         if lengths is not None:
             options["lengths"] = lengths
-        if carry is None:
-            return model.apply(params, xs, **options), None
-        return model.apply(params, xs, state=carry, return_state=True, **options)
+        if carry is not None:
+            options |= {"state": carry, "return_state": True}
+        example = f"model.apply({', '.join(['params, xs', *(f'{name}=' for name in options)])})"
+        checks.check_takes("model.apply", model.apply, example, params, xs, **options)
 
-    def run_part(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Array, Any]:
+        def call() -> Any:
+            return model.apply(params, xs, **options)
+
+        given = call() if isinstance(model, Model) else checks.tried("model.apply", f"xs {checks.describe(xs)}", call)
+        ys, after = (given, None) if carry is None else given
+        check_outputs(model, params, xs, ys)
+        return ys, after
+
+    def run_part(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Any, Any]:
         if noise and "key" in noise:  # each part of a batch draws its own noise
             noise = noise | {"key": jax.random.fold_in(noise["key"], lax.axis_index(AXIS))}
         return run(params, xs, lengths, carry, noise)
 
+    arguments = (params, batch.xs.swapaxes(0, 1), batch.lengths, carry, noise)
     if mesh is None:
         return run(*arguments)
     # Without shard_map, XLA gathers the steps of all samples before it multiplies, which takes 1.4 times as long.
-    every_step = jax.eval_shape(run, *arguments)[0].ndim == 3
     samples, steps, whole = PartitionSpec(AXIS), PartitionSpec(None, AXIS), PartitionSpec()
     in_specs = (whole, steps, samples, samples, whole)
     out_specs = (steps if every_step else samples, samples)
     return jax.shard_map(run_part, mesh=mesh, check_vma=False, in_specs=in_specs, out_specs=out_specs)(*arguments)
 
 
-def measure(functions: tuple[Loss, ...], ys: Array, batch: Data) -> list[Array]:
-    """The losses or metrics of a batch: ys [T, B, K] of a model that reads out every step, otherwise [B, K]."""
-    every_step = ys.ndim == 3
-    targets = batch.targets.swapaxes(0, 1) if every_step and batch.targets.ndim > 1 else batch.targets
-    mask = mask_of(batch) if every_step else None
-    values = [function(ys, targets) if mask is None else function(ys, targets, mask) for function in functions]
-    for function, value in zip(functions, values, strict=True):
-        name = getattr(function, "__name__", "a loss or metric")
-        checks.check_number(f"what {name} returns", value)
-    return values
+def _check_inputs(model: Any, params: Any, batch: Data, carry: Any) -> None:
+    """Check, in the words of the data, that the inputs of a batch are those that a ``Model`` reads."""
+    if not isinstance(model, Model):
+        return
+    model.start(params)  # which checks params
+    xs, leading = batch.xs, "N, T" if carry is None else "L"
+    came = f"{xs.dtype} [{', '.join([leading, *map(str, xs.shape[2:])])}]"
+    if model.embedding_size is not None:
+        if xs.ndim != 2 or not jnp.issubdtype(xs.dtype, jnp.integer):
+            raise ValueError(f"data.xs must be tokens, whole numbers [{leading}]; got {came}.")
+        return
+    W_h = params.layers[0].W_h
+    if xs.ndim != 3 or xs.shape[2] != W_h.shape[0]:
+        raise ValueError(f"data.xs must be {W_h.dtype} [{leading}, {W_h.shape[0]}], as the model reads; got {came}.")
+    if checks.dtype_of(xs) != W_h.dtype:
+        hint = " (scaled numbers in place of whole ones)" if jnp.issubdtype(xs.dtype, jnp.integer) else ""
+        raise TypeError(f"data.xs must be {W_h.dtype}, the dtype of params{hint}; got {came}.")
 
 
-def mask_of(batch: Data) -> Any:
-    """bool [T, B], true at the steps within the lengths; ``None`` if the batch has no lengths."""
-    if batch.lengths is None:
-        return None
-    return jnp.arange(batch.xs.shape[1], dtype=jnp.int32)[:, None] < jnp.asarray(batch.lengths, jnp.int32)[None]
+def check_outputs(model: Any, params: Any, xs: Any, ys: Any) -> None:
+    """Check that a model of the user's own gives one output per step or per sample, as it declares.
+
+    ys may be an array or any pytree of arrays.
+
+    Raises:
+        TypeError: the outputs are not arrays.
+        ValueError: their first axes are others.
+    """
+    if type(model) is Model:
+        return
+    every_step, (T, B) = reads_every_step(model), xs.shape[:2]
+    if T == B and not every_step:  # which of the two came first? One more sample tells.
+        more = jax.ShapeDtypeStruct((T, B + 1, *xs.shape[2:]), xs.dtype)
+        with suppress(Exception):  # of a model for one size of batch
+            ys, B = jax.eval_shape(model.apply, params, more), B + 1
+    wanted, of = ((T, B), "[T, B, ...], as its readout 'all' declares") if every_step else ((B,), _ONCE)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(ys):
+        where = f"model.apply{jax.tree_util.keystr(path)}" if path else "model.apply"
+        if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+            raise TypeError(f"{where} must return arrays; got {checks.describe(leaf)}.")
+        if leaf.shape[: len(wanted)] != wanted:
+            raise ValueError(f"{where} must return {of}; got {list(leaf.shape)} for T = {T} and B = {B}.")
+
+
+_ONCE = "[B, ...] (a model that reads out every step declares it by an attribute readout = 'all')"

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from mgu_jax import checks
@@ -25,7 +24,9 @@ class Data(NamedTuple):
     """Samples with their targets; the samples come first, and a batch is transposed to time first when it is used."""
 
     xs: Any  # [N, T, D], or tokens [N, T]
-    targets: Any  # [N] or [N, K] for a model that reads out once, [N, T] or [N, T, K] for one that reads out every step
+    # [N] or [N, K] for a model that reads out once, [N, T] or [N, T, K] for one that reads out every step; also a tuple
+    # or dictionary of such arrays, for a loss of the user's own
+    targets: Any
     lengths: Any = None  # [N], the number of valid steps of each sample; all T if None
 
 
@@ -72,8 +73,9 @@ def take(data: Any, index: Any, batch_size: int, window: int | None) -> Data:
     if isinstance(data, Stacked):
         return index
     if isinstance(data, Stream):
-        rows = (side_by_side(a, batch_size) for a in data)
-        return Data(*(lax.dynamic_slice_in_dim(a, index * window, window or 1, 1) for a in rows))
+        rows = jax.tree.map(lambda a: side_by_side(a, batch_size), data)
+        cut = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index * window, window or 1, 1), rows)
+        return Data(**cut._asdict())
     return jax.tree.map(lambda a: a[index], data)
 
 
@@ -88,8 +90,8 @@ def windows(data: Stream, batch_size: int, window: int | None) -> int:
     return data.xs.shape[0] // batch_size // (window or 1)
 
 
-def check_data(data: Any, batch_size: int, others: str = "") -> None:
-    """Check that the arrays fit together and fill at least one batch.
+def check_data(data: Any, batch_size: int, others: str = "") -> Data:
+    """The data in arrays that JAX knows, after a check that they fit together and fill at least one batch.
 
     Raises:
         TypeError: data is not a ``Data``, or one of its entries is not an array.
@@ -99,11 +101,9 @@ def check_data(data: Any, batch_size: int, others: str = "") -> None:
         if isinstance(data, Stream):
             raise TypeError("data must be a Data(xs, targets); got a Stream, which needs a recipe with a window.")
         raise TypeError(f"data must be a Data(xs, targets){others}; got {checks.describe(data)}.")
-    _check_arrays(data)
-    tokens = jnp.issubdtype(data.xs.dtype, jnp.integer)
-    if data.xs.ndim != (2 if tokens else 3):
-        wanted = "[N, T], of tokens" if tokens else "[N, T, D]"
-        raise ValueError(f"data.xs must have shape {wanted}; got {list(data.xs.shape)}.")
+    data = as_arrays(data)
+    if data.xs.ndim < 2:
+        raise ValueError(f"data.xs must have shape [N, T, D], or [N, T] of tokens; got {list(data.xs.shape)}.")
     _check_targets(data, "samples")
     if data.lengths is not None:
         try:
@@ -112,28 +112,42 @@ def check_data(data: Any, batch_size: int, others: str = "") -> None:
             raise type(error)(f"data.{error}") from None
     if len(data.xs) < batch_size:
         raise ValueError(f"data must have at least {batch_size} samples, one batch; got {len(data.xs)}.")
+    return data
 
 
-def check_stream(data: Any, batch_size: int, window: int) -> None:
-    """Check that a stream has at least one window for every row. Raises as ``check_data`` does."""
+def check_stream(data: Any, batch_size: int, window: int) -> Stream:
+    """The same for a stream, which must have at least one window for every row. Raises as ``check_data`` does."""
     if not isinstance(data, Stream):
         raise TypeError(f"data must be a Stream(xs, targets) where window is given; got {checks.describe(data)}.")
-    _check_arrays(data)
+    data = as_arrays(data)
+    if data.xs.ndim < 1:
+        raise ValueError("data.xs must have shape [L, D], or [L] of tokens; got [].")
     _check_targets(data, "steps")
     if windows(data, batch_size, window) < 1:
         least = batch_size * window
         raise ValueError(f"data must have at least {least} steps, {batch_size} rows of {window}; got {len(data.xs)}.")
+    return data
 
 
-def _check_arrays(data: Any) -> None:
-    for name, value in data._asdict().items():
-        if value is not None and not isinstance(value, jax.Array | np.ndarray):
-            raise TypeError(f"data.{name} must be an array; got {checks.describe(value)}.")
-    if data.xs is None or data.targets is None:
-        raise TypeError("data.xs and data.targets must be arrays; got None.")
+def as_arrays(data: Any) -> Any:
+    """The data with each entry an array of numbers that JAX knows; targets may be a tuple or dictionary of them."""
+    for name in ("xs", "targets"):
+        if getattr(data, name) is None:
+            raise TypeError(f"data.{name} must be an array; got None.")
+    return data._replace(**{name: _numbers(f"data.{name}", value) for name, value in data._asdict().items()})
+
+
+def _numbers(name: str, tree: Any) -> Any:
+    """Each array of a tuple or dictionary, as ``checks.as_numbers`` gives it."""
+
+    def one(path: Any, value: Any) -> Any:
+        return None if value is None else checks.as_numbers(name + jax.tree_util.keystr(path), value)
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda value: not isinstance(value, tuple | dict))
 
 
 def _check_targets(data: Any, what: str) -> None:
-    if data.targets.shape[:1] != data.xs.shape[:1]:
-        count, shape = len(data.xs), list(data.targets.shape)
-        raise ValueError(f"data.targets must have {count} {what}, as data.xs; got shape {shape}.")
+    for path, targets in jax.tree_util.tree_leaves_with_path(data.targets):
+        if targets.shape[:1] != data.xs.shape[:1]:
+            where, count = f"data.targets{jax.tree_util.keystr(path)}", len(data.xs)
+            raise ValueError(f"{where} must have {count} {what}, as data.xs; got shape {list(targets.shape)}.")

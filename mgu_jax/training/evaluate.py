@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -17,11 +16,12 @@ from jax.sharding import Mesh
 from mgu_jax import checks
 from mgu_jax.layer.noise import Rates
 from mgu_jax.model import Model, check_model, check_reads_on
-from mgu_jax.training.batch import check_limits, limits_of, measure, run_model
-from mgu_jax.training.data import Data, Stream, check_data, check_stream, take, windows
+from mgu_jax.training.batch import check_limits, limits_of, reads_every_step, run_model
+from mgu_jax.training.data import Data, Stream, as_arrays, check_data, check_stream, take, windows
 from mgu_jax.training.devices import map_members, on_own_devices, to_host
 from mgu_jax.training.hyper import Hyper
 from mgu_jax.training.losses import Loss, is_higher_better
+from mgu_jax.training.measure import check_function, measure, weight_of
 from mgu_jax.training.step import Recipe
 
 
@@ -59,7 +59,7 @@ def evaluate(
     _check_rates(rates)
     evaluator = Evaluator(model, data, metrics, batch_size, window)
     evaluator.check(params, rates)  # before the limits, which need well-formed data
-    check_limits(data, limits_of(metrics, params))
+    check_limits(as_arrays(data), limits_of(metrics, params))
     return evaluator.scores(params, rates)
 
 
@@ -95,7 +95,7 @@ def predict(
         data = data._replace(targets=data.xs)
     evaluator = Evaluator(model, data, (), batch_size, window)
     evaluator.check(params, rates)
-    check_limits(data, limits_of((), params))
+    check_limits(as_arrays(data), limits_of((), params))
     return evaluator.outputs(params, rates)
 
 
@@ -137,12 +137,18 @@ class Evaluator:
 
     def outputs(self, params: Any, rates: dict[str, Any]) -> np.ndarray:
         """The outputs of all samples, as ``predict`` returns them."""
-        carry, parts = self._first_carry(params), []
+        carry, parts, every_step = self._first_carry(params), [], reads_every_step(self.model)
+
+        def samples_first(ys: np.ndarray) -> np.ndarray:
+            if every_step:
+                return ys.swapaxes(0, 1)
+            return ys if self.window is None else ys[:, None]  # a stream's window is then one step
+
         for batch in self._batches():
             ys, carry = _run(params, carry, rates, batch, self.model)
             ys = to_host(ys)
-            parts.append(ys.swapaxes(0, 1) if ys.ndim == 3 else ys if self.window is None else ys[:, None])
-        return np.concatenate(parts, 0 if self.window is None else 1)
+            parts.append(jax.tree.map(samples_first, ys))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, 0 if self.window is None else 1), *parts)
 
     def _means(self, measured: Any, carry: Any) -> list[np.ndarray]:
         totals, weights = [np.float64(0.0)] * len(self.metrics), np.float64(0.0)
@@ -168,12 +174,12 @@ class Evaluator:
         if jax.process_count() > 1:  # arrays of one process cannot be combined with arrays of all
             data = jax.device_get(data)
         if window is None:
-            check_data(data, 1)
+            data = check_data(data, 1)
             for first in range(0, len(data.xs), size):
                 yield jax.tree.map(lambda a, first=first: a[first : first + size], data)
         else:
             checks.check_size("window", window)
-            check_stream(data, size, window)
+            data = check_stream(data, size, window)
             for index in range(windows(data, size, window)):
                 yield take(data, index, size, window)
 
@@ -183,10 +189,8 @@ def _measure(
 ) -> tuple[list[Array], Array, Any]:
     """The mean of each metric over a batch, the weight of the batch, and the state after it."""
     ys, carry = run_model(model, params, batch, carry, rates)
-    # A model that reads out every step is measured at each valid step, any other once per sample.
-    valid_steps = ys.ndim == 3 and batch.lengths is not None
-    weight = jnp.sum(jnp.asarray(batch.lengths, jnp.int32)) if valid_steps else jnp.int32(len(batch.xs))
-    return measure(metrics, ys, batch), weight, carry
+    every_step = reads_every_step(model)
+    return measure(metrics, ys, batch, every_step), weight_of(batch, every_step), carry
 
 
 _measure_one = jax.jit(_measure, static_argnames=("model", "metrics"))
@@ -215,13 +219,15 @@ def _run(params: Any, carry: Any, rates: Any, batch: Data, model: Model) -> tupl
 
 
 def check_metrics(metrics: Any) -> None:
-    """Check that metrics is a tuple of functions.
+    """Check that metrics is a tuple of functions of outputs and targets.
 
     Raises:
         TypeError: it is something else.
     """
     if not isinstance(metrics, tuple) or not metrics or not all(map(callable, metrics)):
         raise TypeError(f"metrics must be a tuple of functions, at least one; got {metrics!r}.")
+    for i, metric in enumerate(metrics):
+        check_function(f"metrics[{i}]", metric)
 
 
 def _check_rates(rates: dict[str, Any]) -> None:
@@ -304,13 +310,14 @@ class Validation:
         """
         try:
             if recipe.window is None:
-                check_data(self.data, 1)
+                data: Any = check_data(self.data, 1)
             else:
-                check_stream(self.data, recipe.batch_size, recipe.window)
-            check_limits(self.data, limits_of((recipe.loss, *self.metrics), params))
+                data = check_stream(self.data, recipe.batch_size, recipe.window)
+            check_limits(data, limits_of((recipe.loss, *self.metrics), params))
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation.{error}") from None
         try:
             self.evaluator(recipe).check(params, hyper.rates())
         except (TypeError, ValueError) as error:
-            raise type(error)(f"validation must fit the model: {error}") from None
+            where = "validation." if str(error).startswith(("data", "metrics")) else "validation must fit the model: "
+            raise type(error)(f"{where}{error}") from None

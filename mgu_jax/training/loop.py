@@ -82,12 +82,17 @@ class Job:
         if self.checkpoints is not None and not isinstance(self.checkpoints, Store):
             rule = "checkpoints must be an mgu_jax.Checkpoints"
             raise TypeError(f"{rule}; got {checks.describe(self.checkpoints)}.")
-        if self.on_call is not None and not callable(self.on_call):
-            raise TypeError(f"on_call must be a function; got {checks.describe(self.on_call)}.")
+        if self.on_call is not None:
+            if not callable(self.on_call):
+                raise TypeError(f"on_call must be a function; got {checks.describe(self.on_call)}.")
+            checks.check_takes("on_call", self.on_call, "on_call(state, losses, scores)", None, None, {})
         if recipe.window is not None:
-            check_stream(data, recipe.batch_size, recipe.window)
-        elif not callable(data):
-            check_data(data, recipe.batch_size, " or a function of the step that returns one")
+            data = check_stream(data, recipe.batch_size, recipe.window)
+        elif callable(data):
+            checks.check_takes("data", data, "data(step)", 0)
+        else:
+            data = check_data(data, recipe.batch_size, " or a function of the step that returns one")
+        object.__setattr__(self, "data", data)
         checks.check_size("steps", self.steps)
         checks.check_size("steps_per_call", self.steps_per_call)
         if recipe.total_steps is not None and recipe.schedule != "constant" and self.steps > recipe.total_steps:

@@ -10,6 +10,7 @@ import optax
 
 from mgu_jax import checks
 from mgu_jax.training.hyper import Hyper
+from mgu_jax.training.losses import widened
 
 Optimizer = Callable[[Hyper], optax.GradientTransformation]
 
@@ -49,7 +50,19 @@ def optimizer_of(
     decay = optax.add_decayed_weights(hyper.weight_decay)
     parts = (scaling(hyper), decay) if decoupled else (decay, scaling(hyper))
     rate = learning_rate_of(schedule, hyper.learning_rate, total_steps, warmup_steps)
-    return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), *parts, optax.scale_by_learning_rate(rate))
+    return optax.chain(_clip_by_global_norm(hyper.clip_norm), *parts, optax.scale_by_learning_rate(rate))
+
+
+def _clip_by_global_norm(limit: Any) -> optax.GradientTransformation:
+    """optax's, with the norm in float32 at least: a sum of squares in float16 overflows at a norm of 256."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        wide = widened(updates)
+        clip = optax.clip_by_global_norm(limit if jax.typeof(limit).weak_type else widened(jnp.asarray(limit)))
+        clipped, state = clip.update(wide, state, params)
+        return jax.tree.map(lambda a, like: a.astype(like.dtype), clipped, updates), state
+
+    return optax.GradientTransformation(optax.clip_by_global_norm(1.0).init, update)
 
 
 def check_precision(name: str, params: Any) -> None:
@@ -100,7 +113,9 @@ def _check_function(optimizer: Callable[..., Any]) -> None:
         first = None
     if first == "learning_rate":  # optax's own functions, such as optax.adam
         example = "lambda hyper: optax.adam(hyper.learning_rate)"
-        raise TypeError(f"optimizer must be a function of Hyper, such as {example}; got one of a learning_rate.")
+        root = getattr(optimizer, "__module__", "").partition(".")[0]
+        came = f"{root}.{checks.name_of(optimizer)} itself" if root == "optax" else "a function of a learning_rate"
+        raise TypeError(f"optimizer must be a function of Hyper, such as {example}; got {came}.")
     try:
         made = optimizer(Hyper())
     except Exception:

@@ -70,6 +70,8 @@ def check_parts(recipe: Any, hyper: Any, validation: Any) -> None:
 def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation | None = None) -> TrainState:
     """``start`` for one key."""
     init_key, run_key = jax.random.split(key)
+    example = "model.init(key, forget_bias=, initial_scale=)"
+    checks.check_takes("model.init", recipe.model.init, example, key, forget_bias=0.0, initial_scale=1.0)
     params = recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
     carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
     check_reads_on(carry)

@@ -21,11 +21,12 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks
 from mgu_jax.model import Model, check_model, detach
-from mgu_jax.training.batch import measure, run_model
+from mgu_jax.training.batch import reads_every_step, run_model
 from mgu_jax.training.data import Data, batch_index, take
 from mgu_jax.training.devices import AXIS, constrain
 from mgu_jax.training.hyper import Hyper, in_dtype_of
 from mgu_jax.training.losses import Loss, cross_entropy
+from mgu_jax.training.measure import check_function, check_loss, measure
 from mgu_jax.training.optimizers import Optimizer, check_optimizer, check_precision, optimizer_of
 
 _NOISE = 2**32 - 1  # folded into the key; distinct from the numbers of the epochs, which order the samples
@@ -83,14 +84,15 @@ class Recipe:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        check_model(self.model, "init", "apply")
+        check_model(self.model, "init", "apply", *(() if self.window is None else ("start",)))
+        checks.check_hashable("model", self.model)
+        reads_every_step(self.model)
         checks.check_size("batch_size", self.batch_size)
         if self.window is not None:
             checks.check_size("window", self.window)
-        if not callable(self.loss):
-            example = "mgu_jax.losses.cross_entropy"
-            raise TypeError(f"loss must be a function, such as {example}; got {checks.describe(self.loss)}.")
+        check_function("loss", self.loss)
         check_optimizer(self.optimizer, self.schedule, self.total_steps, self.warmup_steps)
+        checks.check_hashable("optimizer", self.optimizer)
 
     def build(self, hyper: Hyper, params: Any) -> optax.GradientTransformation:
         """The optimiser for these numbers and parameters."""
@@ -132,7 +134,8 @@ def run_steps(
             fresh = recipe.model.start(params, (recipe.batch_size,))
             carry = jax.tree.map(partial(jnp.where, begins), fresh, carry)
         ys, carry = run_model(recipe.model, params, batch, carry, {"key": key} | hyper.rates(), mesh)
-        return measure((recipe.loss,), ys, batch)[0], detach(carry)
+        (value,) = measure((recipe.loss,), ys, batch, reads_every_step(recipe.model))
+        return check_loss(recipe.loss, value), detach(carry)
 
     def body(state: TrainState, index: Any) -> tuple[TrainState, Array]:
         batch = constrain(take(data, index, *size), mesh, AXIS)

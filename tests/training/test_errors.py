@@ -1,5 +1,6 @@
 """Every wrong argument of training gets one sentence: the argument, the rule, what came."""
 
+import dataclasses
 import math
 
 import jax
@@ -67,6 +68,7 @@ FIT = [
     ({"key": 1}, "key", "one PRNG key", 1),
     ({"key": KEYS}, "key", "one PRNG key", "[2]"),
     ({"on_call": 3}, "on_call", "a function", 3),
+    ({"on_call": lambda state: None}, "on_call", "callable as on_call(state, losses, scores)", "<lambda>(state)"),
     ({"validation": 3}, "validation", "a Validation", 3),
     ({"validation": data()}, "validation", "a Validation", "a Data"),
     ({"checkpoints": "runs/mine"}, "checkpoints", "mgu_jax.Checkpoints", "'runs/mine'"),
@@ -106,9 +108,26 @@ CLASSES = "[0, 2), as the model's outputs"
 DATA = [
     ((data() for _ in range(3)), "data", "a Data(xs, targets) or a function of the step", "a generator"),
     (data(xs=[1]), "data.xs", "an array", "a list"),
-    (data(xs=None), "data.xs", "arrays", None),
-    (data(xs=np.zeros((4, 5))), "data.xs", "[N, T, D]", "[4, 5]"),
-    (data(xs=np.zeros((4, 5, 1), int)), "data.xs", "[N, T], of tokens", "[4, 5, 1]"),
+    (data(xs=None), "data.xs", "an array", None),
+    (data(targets=None), "data.targets", "an array", None),
+    (data(xs=np.zeros(4)), "data.xs", "[N, T, D]", "[4]"),
+    (data(xs=np.zeros((4, 5))), "data.xs", "float32 [N, T, 3], as the model reads", "[N, T]"),
+    (data(xs=np.zeros((4, 5, 2), np.float32)), "data.xs", "float32 [N, T, 3]", "float32 [N, T, 2]"),
+    (data(xs=np.zeros((4, 5, 3), np.uint8)), "data.xs", "scaled numbers in place of whole ones", "uint8 [N, T, 3]"),
+    (data(xs=np.zeros((4, 5, 3), np.float16)), "data.xs", "float32, the dtype of params", "float16 [N, T, 3]"),
+    (data(xs=np.ma.masked_array(np.zeros((4, 5, 3)))), "data.xs", "without masked entries", "a MaskedArray"),
+    (data(xs=np.zeros((4, 5, 3), complex)), "data.xs", "real numbers", "complex128 [4, 5, 3]"),
+    (data(targets=np.array(list("abab"))), "data.targets", "np.unique(labels, return_inverse=True)", "'a'"),
+    (data(targets=np.array([0, 1, None, 1])), "data.targets", "numbers alone", "objects with None"),
+    (data(targets=np.array(["a", 1, 0, 1], object)), "data.targets", "numbers alone", "objects with 'a'"),
+    (data(targets=np.array([0, 1, 2, 10**30], object)), "data.targets", "real numbers", "object [4]"),
+    (data(targets=[0, 1, 0, 1]), "data.targets", "an array", "a list"),
+    (data(targets={"a": np.zeros(4), "b": [0, 1, 0, 1]}), "data.targets['b']", "an array", "a list"),
+    (data(targets={"a": np.zeros(4), "b": np.zeros(3)}), "data.targets['b']", "4 samples", "[3]"),
+    (data(targets={"a": np.zeros(4)}), "cross_entropy", "one array of outputs and one of targets", "a dict"),
+    (data(targets=np.zeros(4, np.float32)), "data.targets", "whole numbers [N] for cross_entropy", "float32 [N]"),
+    (tuple(data()), "data", "a Data(xs, targets)", "a tuple"),
+    (lambda: data(2), "data", "callable as data(step)", "<lambda>()"),
     (data(targets=np.zeros(3)), "data.targets", "4 samples", "[3]"),
     (data(targets=np.zeros(())), "data.targets", "4 samples", "[]"),
     (data(0), "data", "at least 2 samples", 0),
@@ -137,6 +156,7 @@ STREAM = [
     (2, data(), "data", "a Stream(xs, targets) where window is given", "a Data"),
     (30, stream(), "data", "at least 60 steps, 2 rows of 30", 50),
     (2, stream(targets=np.zeros(9, int)), "data.targets", "50 steps", "[9]"),
+    (2, stream(xs=np.zeros((50, 3), np.float32)), "data.xs", "tokens, whole numbers [L]", "float32 [L, 3]"),
 ]
 
 
@@ -172,11 +192,37 @@ def test_a_model_with_reverse_layers_cannot_read_windows():
 # Recipes
 
 
+@dataclasses.dataclass
+class Mutable:
+    """A loss, an optimiser and a model that cannot be hashed."""
+
+    init = LAST.init
+    apply = LAST.apply
+
+    def __call__(self, *_):
+        return optax.sgd(0.1)
+
+
+class Own:
+    """A model of the user's own; its methods are given, and it may say what it reads out."""
+
+    def __init__(self, apply, init=LAST.init, **attributes):
+        self.apply, self.init = apply, init
+        self.__dict__.update(attributes)
+
+
 RECIPES = [
     ({"model": "x"}, "model", "a Model", "'x'"),
+    ({"model": mgu.Model}, "model", "a Model", "a type"),
+    ({"model": Mutable()}, "model", "hashable", "a Mutable"),
+    ({"model": Own(LAST.apply, readout="first")}, "model.readout", "'all', 'last', 'mean'", "'first'"),
+    ({"model": Own(LAST.apply), "window": 3}, "model", "a Model", "a Own"),
+    ({"loss": Mutable()}, "loss", "hashable, as functions, tuples and frozen dataclasses", "a Mutable"),
+    ({"loss": lambda ys: ys.mean()}, "loss", "callable as loss(ys, targets)", "<lambda>(ys)"),
+    ({"optimizer": Mutable()}, "optimizer", "hashable", "a Mutable"),
     ({"loss": "cross_entropy"}, "loss", "a function, such as mgu_jax.losses.cross_entropy", "'cross_entropy'"),
     ({"optimizer": optax.adam(1e-3)}, "optimizer", "a function of Hyper", "a GradientTransformationExtraArgs"),
-    ({"optimizer": optax.adam}, "optimizer", "lambda hyper: optax.adam(hyper.learning_rate)", "a learning_rate"),
+    ({"optimizer": optax.adam}, "optimizer", "lambda hyper: optax.adam(hyper.learning_rate)", "optax.adam itself"),
     ({"optimizer": lambda hyper: 0.1}, "optimizer", "return an optax.GradientTransformation", 0.1),
     ({"optimizer": "adagrad"}, "optimizer", "'sgd', 'momentum', 'adam', 'adamw', 'rmsprop'", "'adagrad'"),
     ({"schedule": "cosine"}, "total_steps", "schedule 'cosine', and be above warmup_steps, 0", None),
@@ -198,14 +244,89 @@ def test_an_optimiser_whose_epsilon_is_zero(name):
     rejects(lambda: fit(recipe=recipe), f"optimizer '{name}'", "float32, float64 or bfloat16", "float16")
 
 
-def test_a_loss_of_several_numbers():
-    recipe = mgu.Recipe(LAST, lambda ys, targets: ys[:, 0], batch_size=2)
-    rejects(lambda: fit(recipe=recipe), "what <lambda> returns", "a number", "float32 [2]")
+def sum_of_parts(ys, targets):
+    return ys["a"] + ys["b"]
+
+
+LOSSES = [
+    (lambda ys, targets: ys[:, 0], "what <lambda> returns", "a number", "float32 [2]"),
+    (lambda ys, targets: None, "what <lambda> returns", "a number", "None"),
+    (lambda ys, targets: ys.argmax(), "what <lambda> returns", "a floating number", "int32 []"),
+    (lambda ys, targets: ys.mean() * 1j, "what <lambda> returns", "a number", "complex64 []"),
+    (sum_of_parts, "sum_of_parts", "accept ys float32 [2, 2] and targets int32 [2]; it raised TypeError", "idx='a'"),
+]
+
+
+@pytest.mark.parametrize(("loss", "name", "rule", "got"), LOSSES, ids=ids(LOSSES))
+def test_a_loss_that_gives_something_else(loss, name, rule, got):
+    for train in (fit, sweep):
+        rejects(lambda train=train: train(recipe=mgu.Recipe(LAST, loss, batch_size=2)), name, rule, got)
+    validation = mgu.Validation(data(), (losses.accuracy, loss))
+    if "floating" not in rule:  # a metric may count
+        rejects(lambda: fit(validation=validation), "validation must fit the model", rule.split(" float32")[0])
+
+
+def test_a_loss_that_takes_no_mask_where_there_is_one():
+    recipe = mgu.Recipe(mgu.Model(3, (4,), 2), lambda ys, targets: ys.mean(), batch_size=2)
+    wrong = data(targets=np.zeros((4, 5)), lengths=np.ones(4, int))
+    rejects(lambda: fit(recipe=recipe, data=wrong), "<lambda>", "a mask as its third argument", "<lambda>(ys, targets)")
+
+
+NAN = np.array([[0, 1], [1, 0], [0, np.nan], [1, 1]])
+NUMBERS = [
+    (losses.squared_error, NAN, "be finite (a mask leaves steps out)", "nan"),
+    (losses.squared_error, NAN + np.inf, "be finite", "inf"),
+    (losses.squared_error, NAN[:, :1], "numbers [N, 2] for squared_error", "[N, 1]"),
+    (losses.binary_cross_entropy, np.nan_to_num(NAN) * 2, "[0, 1]", "2.0"),
+]
+
+
+@pytest.mark.parametrize(("loss", "targets", "rule", "got"), NUMBERS, ids=ids(NUMBERS))
+def test_targets_that_our_own_losses_cannot_use(loss, targets, rule, got):
+    wrong = data(targets=targets)
+    rejects(lambda: fit(recipe=mgu.Recipe(LAST, loss, batch_size=2), data=wrong), "data.targets", rule, got)
+    rejects(lambda: mgu.evaluate(LAST, LAST.init(KEY), wrong, (loss,)), "data.targets", rule, got)
+
+
+ALL = mgu.Model(3, (4,), 2)
+MODELS = [
+    (
+        Own(lambda params, xs: xs),
+        "model.apply",
+        "callable as model.apply(params, xs, key=, training=)",
+        "<lambda>(params, xs)",
+    ),
+    (Own(LAST.apply, init=lambda key: None), "model.init", "forget_bias=", "<lambda>(key)"),
+    (
+        Own(lambda params, xs, **_: xs @ xs),
+        "model.apply",
+        "accept xs float32 [5, 2, 3]; it raised TypeError",
+        "(3,) and (2,)",
+    ),
+    (Own(ALL.apply, ALL.init), "model.apply", "declares it by an attribute readout = 'all'", "[5, 2, 2] for T = 5"),
+    (Own(LAST.apply, readout="all"), "model.apply", "as its readout 'all' declares", "[2, 2] for T = 5 and B = 2"),
+    (Own(lambda params, xs, **_: {"a": xs[0], "b": "text"}), "model.apply['b']", "arrays", "'text'"),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "rule", "got"), MODELS, ids=ids(MODELS))
+def test_a_model_that_gives_something_else_than_it_declares(model, name, rule, got):
+    rejects(lambda: fit(recipe=mgu.Recipe(model, lambda *_: 0.0, batch_size=2)), name, rule, got)
+
+
+def test_the_axes_of_outputs_are_told_apart_where_steps_and_samples_are_equal():
+    recipe = mgu.Recipe(Own(ALL.apply, ALL.init), lambda *_: 0.0, batch_size=5)
+    rejects(lambda: fit(recipe=recipe, data=data(5)), "model.apply", "readout = 'all'", "[5, 6, 2] for T = 5 and B = 6")
+
+
+def test_targets_that_are_not_one_per_step():
+    recipe = mgu.Recipe(ALL, lambda *_: 0.0, batch_size=2)
+    rejects(lambda: fit(recipe=recipe, data=data(targets=np.zeros((4, 3)))), "data.targets", "[N, 5, ...]", "[N, 3]")
 
 
 def test_labels_for_a_model_that_reads_out_every_step():
     recipe = mgu.Recipe(mgu.Model(3, (4,), 2), batch_size=2)
-    rejects(lambda: fit(recipe=recipe), "targets", "whole numbers [5, 2]", "int32 [2]")
+    rejects(lambda: fit(recipe=recipe), "data.targets", "whole numbers [N, 5]", "int32 [N]")
 
 
 def test_more_steps_than_the_schedule_has():
@@ -259,6 +380,8 @@ def test_evaluate(wrong, name, rule, got):
 
 MEASURED = [
     ({"metrics": ()}, "metrics", "a tuple of functions, at least one", ()),
+    ({"metrics": (losses.accuracy, Mutable())}, "metrics[1]", "hashable", "a Mutable"),
+    ({"metrics": (losses.accuracy, lambda ys: ys)}, "metrics[1]", "loss(ys, targets)", "<lambda>(ys)"),
     ({"metrics": ("accuracy",)}, "metrics", "a tuple of functions, at least one", "('accuracy',)"),
     ({"patience": 0}, "patience", "at least 1", 0),
     ({"every": 0}, "every", "at least 1", 0),
@@ -281,8 +404,8 @@ def test_validation(wrong, name, rule, got):
 UNFIT = [
     (None, "validation.data", "a Data(xs, targets)", None),
     (data(targets=np.full(4, 7)), "validation.data.targets", CLASSES, 7),
-    (data(targets=np.zeros((4, 6), int)), "validation must fit the model", "targets must be whole numbers", "[4, 6]"),
-    (data(xs=np.ones((4, 6, 4), np.float32)), "validation must fit the model", "[T, ..., 3]", "[6, 4, 4]"),
+    (data(targets=np.zeros((4, 6), int)), "validation.data.targets", "whole numbers [N]", "int32 [N, 6]"),
+    (data(xs=np.ones((4, 6, 4), np.float32)), "validation.data.xs", "float32 [N, T, 3]", "[N, T, 4]"),
 ]
 
 

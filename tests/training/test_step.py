@@ -1,5 +1,7 @@
 """One call of the compiled loop: it equals the plain loop, and an equal recipe compiles nothing."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,3 +112,107 @@ def test_an_equal_copy_of_a_model_in_a_second_recipe_compiles_nothing():
         assert not compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+FAST = ("bfloat16", "all"), ("three axes, read out once", False), ("two heads at every step", True)
+
+
+def some_slow(*pairs):
+    """The pairs as parameters; those that are not in ``FAST`` are slow."""
+    return [pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow) for pair in pairs]
+
+
+@pytest.mark.parametrize(("dtype", "readout"), some_slow(*itertools.product(("float16", "bfloat16"), ("all", "mean"))))
+def test_no_sum_over_data_is_in_less_than_float32(dtype, readout):
+    """A step of plain gradient descent on 65,536 steps equals that of the same model in float32, up to rounding.
+
+    Sums over the valid steps, over time, over the rows of the readout's bias, over all places of a token and over the
+    samples of a learned first state would each be far off.
+    """
+    options = {"readout": readout, "embedding_size": 2, "learned_h0": True}
+    half, wide = (mgu.Model(3, (4,), 2, dtype=d, **options) for d in (dtype, "float32"))
+    rng = np.random.default_rng(0)
+    N, T = (512, 128) if readout == "all" else (8, 1001)
+    targets = rng.integers(0, 2, (N, T) if readout == "all" else N)
+    data = mgu.Data(rng.integers(0, 3, (N, T)), targets * targets[..., ::-1], np.full(N, T))
+    params, found = half.init(KEY), []
+    for model in (half, wide):
+        recipe = mgu.Recipe(model, optimizer="sgd", batch_size=N)
+        start = jax.tree.map(lambda a, model=model: a.astype(model.dtype), params)
+        gradient, values = first_gradient(recipe, start, data)
+        scores = mgu.evaluate(model, start, data, (losses.cross_entropy, losses.accuracy), batch_size=N)
+        found.append((gradient, values, scores))
+    (gradient, values, scores), (right, exact, wanted) = found
+    assert values.dtype == np.float32
+    np.testing.assert_allclose([*values, *scores], [*exact, *wanted], rtol=0, atol=2e-3)
+    for name in right._fields:
+        for mine, other in zip(*(jax.tree.leaves(getattr(g, name)) for g in (gradient, right)), strict=True):
+            assert np.abs(mine - other).max() < 0.03 * np.abs(other).max(), name
+
+
+def first_gradient(recipe, params, data):
+    """The gradient of a recipe's first step in float64, and its loss."""
+
+    def kept(hyper):
+        return optax.GradientTransformation(
+            lambda params: jax.tree.map(jnp.zeros_like, params), lambda gradient, *_: (gradient, gradient)
+        )
+
+    recipe = mgu.Recipe(recipe.model, optimizer=kept, batch_size=recipe.batch_size)
+    state, values = mgu.fit(recipe, data, steps=1, key=KEY, state=mgu.start(recipe, KEY)._replace(params=params))
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), state.opt_state), values
+
+
+class Wrapped:
+    """A model of the user's own: it changes the outputs of another, and may declare what it reads out."""
+
+    def __init__(self, model, change, **attributes):
+        self.model, self.change, self.init, self.start = model, change, model.init, model.start
+        self.__dict__.update(attributes)
+
+    def apply(self, params, xs, *, return_state=False, **options):
+        ys = self.model.apply(params, xs, return_state=return_state, **options)
+        return (self.change(ys[0]), ys[1]) if return_state else self.change(ys)
+
+
+def squared(ys, targets, mask=None):
+    """The squared error of any tree of outputs."""
+    errors = jax.tree.map(lambda a, b: ((a - b) ** 2).reshape(*b.shape[:2], -1).mean(-1), ys, targets)
+    return sum(
+        losses.mean(error, mask if error.shape == getattr(mask, "shape", None) else None)
+        for error in jax.tree.leaves(errors)
+    )
+
+
+ONCE, EACH = mgu.Model(3, (5,), 12, readout="last"), mgu.Model(3, (5,), 12)
+OWN = {
+    "three axes, read out once": Wrapped(ONCE, lambda ys: ys.reshape(-1, 6, 2)),
+    "four axes, read out once": Wrapped(ONCE, lambda ys: ys.reshape(-1, 6, 2, 1)),
+    "two heads, read out once": Wrapped(ONCE, lambda ys: {"a": ys[:, :3], "b": (ys[:, 3:].reshape(-1, 3, 3),)}),
+    "two axes at every step": Wrapped(EACH, lambda ys: ys[..., 0], readout="all"),
+    "four axes at every step": Wrapped(EACH, lambda ys: ys.reshape(*ys.shape[:2], 6, 2), readout="all"),
+    "two heads at every step": Wrapped(EACH, lambda ys: (ys[..., :3], ys[..., 3:, None]), readout="all"),
+}
+
+
+@pytest.mark.parametrize(("name", "lengths"), some_slow(*itertools.product(OWN, (False, True))))
+def test_what_a_users_model_gives_is_declared(name, lengths):
+    """Any number of axes and any tree of outputs; T = B = 6 = K, so that no axis could be told by its size."""
+    model, rng = OWN[name], np.random.default_rng(0)
+    xs, ends = rng.standard_normal((6, 6, 3)).astype(np.float32), rng.integers(1, 7, 6) if lengths else None
+    params = model.init(KEY)
+    ys = model.apply(params, xs.swapaxes(0, 1), lengths=ends)
+    each = getattr(model, "readout", None) == "all"
+    first = (lambda a: np.asarray(a).swapaxes(0, 1)) if each else np.asarray  # samples first
+    targets = jax.tree.map(lambda a: rng.standard_normal(first(a).shape).astype(np.float32), ys)
+    data = mgu.Data(xs, targets, ends)
+    mask = np.arange(6)[:, None] < ends if lengths and each else None
+    wanted = squared(ys, jax.tree.map(lambda a: a.swapaxes(0, 1), targets) if each else targets, mask)
+    recipe = mgu.Recipe(model, squared, batch_size=6)
+    key = mgu.start(recipe, KEY)._replace(params=params)
+    for devices in (1, 2)[: 1 + lengths]:
+        _, values = mgu.fit(recipe, data, steps=1, key=KEY, state=key, devices=devices)
+        np.testing.assert_allclose(values[0], wanted, rtol=1e-5)
+    np.testing.assert_allclose(mgu.evaluate(model, params, data, (squared,)), [wanted], rtol=1e-5)
+    for mine, right in zip(*map(jax.tree.leaves, (mgu.predict(model, params, data, batch_size=4), ys)), strict=True):
+        np.testing.assert_allclose(mine, first(right), rtol=1e-5)

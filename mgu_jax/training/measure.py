@@ -1,0 +1,144 @@
+"""Losses and metrics of a batch: what each is called with, what its targets and its result must be."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mgu_jax import checks
+from mgu_jax.training.data import Data
+from mgu_jax.training.losses import Loss, called, of_labels, of_numbers, share_of, widened
+
+OPTIONS = ("mask",)  # what a loss or metric may take by name
+
+
+def measure(functions: tuple[Loss, ...], ys: Any, batch: Data, every_step: bool) -> list[Any]:
+    """The losses or metrics of a batch: ys [T, B, ...] of a model that reads out every step, otherwise [B, ...].
+
+    Raises:
+        TypeError, ValueError: targets that do not fit, or a function that does not return one number.
+    """
+    ys, targets = widened(ys), batch.targets
+    if every_step:
+        targets = jax.tree.map(lambda a: _time_first(a, batch.xs.shape[1]), targets)
+    mask = mask_of(batch) if every_step else None
+    values = []
+    for function in functions:
+        _check_targets(function, ys, batch.targets, every_step)
+        values.append(_call(function, ys, targets, {"mask": mask}))
+    return values
+
+
+def _time_first(targets: Any, steps: int) -> Any:
+    """Targets of a model that reads out every step, [T, B, ...] from [B, T, ...]; one per sample, [B], stays."""
+    if targets.ndim == 1:
+        return targets
+    if targets.shape[1] != steps:
+        rule = f"[N, {steps}, ...], one per step, or [N] for a model that reads out every step"
+        raise ValueError(f"data.targets must have shape {rule}; got {_as_samples(targets.shape)}.")
+    return targets.swapaxes(0, 1)
+
+
+def _as_samples(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(['N', *map(str, shape[1:])])}]"
+
+
+def _check_targets(function: Any, ys: Any, targets: Any, every_step: bool) -> None:
+    """Check the targets [B, ...] of our own losses, in the words of the data."""
+    if not (of_labels(function) or of_numbers(function)):
+        return
+    name = checks.name_of(called(function))
+    if not isinstance(ys, jax.Array) or not isinstance(targets, jax.Array | np.ndarray):
+        what = "one array of outputs and one of targets (a model of several needs a loss of your own)"
+        came = checks.describe(targets if isinstance(ys, jax.Array) else ys)
+        raise TypeError(f"{name} must be given {what}; got {came}.")
+    shape = (ys.shape[1], ys.shape[0], *ys.shape[2:]) if every_step else ys.shape
+    wanted = shape[:-1] if of_labels(function) else shape
+    whole = jnp.issubdtype(targets.dtype, jnp.integer)
+    if targets.shape != wanted or (of_labels(function) and not whole):
+        kind = "whole numbers" if of_labels(function) else "numbers"
+        rule = f"{kind} {_as_samples(wanted)} for {name} (the model returns {_as_samples(shape)})"
+        raise ValueError(f"data.targets must be {rule}; got {targets.dtype} {_as_samples(targets.shape)}.")
+
+
+def _call(function: Loss, ys: Any, targets: Any, given: dict[str, Any]) -> Any:
+    """What a function returns for a batch, which must be one number."""
+    arguments, options = _arguments(function, given)
+    name, known = checks.name_of(function), of_labels(function) or of_numbers(function)
+
+    def call() -> Any:
+        return function(ys, targets, *arguments, **options)
+
+    came = f"ys {_described(ys)} and targets {_described(targets)}"
+    value = call() if known else checks.tried(name, came, call)
+    checks.check_number(f"what {name} returns", value)
+    return value
+
+
+def _described(tree: Any) -> str:
+    return checks.describe(tree) if isinstance(tree, jax.Array | np.ndarray) else f"in a {type(tree).__name__}"
+
+
+def _arguments(function: Loss, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """What a function takes after ys and targets, by position and by name.
+
+    The mask is its argument of that name or, without one, its third.
+
+    Raises:
+        TypeError: it does not take what it has to know.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a callable without a signature
+        return [], {}
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    options = {name: value for name, value in given.items() if name in named}
+    if "mask" in options:
+        return [], options
+    mask, at_will = given["mask"], [p for p in parameters[:2] if p.kind == p.VAR_POSITIONAL]
+    others = [p for p in parameters[2:] if p.kind <= p.VAR_POSITIONAL and p.name not in OPTIONS]
+    third = next(iter(at_will + others), None)
+    if third is None or not (third.default is third.empty or third.default is None):
+        if mask is not None:
+            rule = "take a mask as its third argument, where the data have lengths and the model reads out every step"
+            name = checks.name_of(function)
+            raise TypeError(f"{name} must {rule}; got {name}{inspect.signature(function)}.")
+        return [], options
+    needed = third.default is third.empty and third.kind != third.VAR_POSITIONAL
+    return [mask] if needed or mask is not None else [], options
+
+
+def check_function(name: str, function: Any) -> None:
+    """Raise TypeError unless a loss or metric can be called with outputs and targets, and be hashed."""
+    if not callable(function):
+        example = "mgu_jax.losses.cross_entropy"
+        raise TypeError(f"{name} must be a function, such as {example}; got {checks.describe(function)}.")
+    checks.check_hashable(name, function)
+    arguments, options = _arguments(function, dict.fromkeys(OPTIONS))
+    checks.check_takes(name, function, "loss(ys, targets)", None, None, *arguments, **options)
+
+
+def check_loss(function: Loss, value: Any) -> Array:
+    """The loss, in float32 at least; TypeError if it has no gradient."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(
+            f"what {checks.name_of(function)} returns must be a floating number; got {checks.describe(value)}."
+        )
+    return widened(jnp.asarray(value))
+
+
+def mask_of(batch: Data) -> Any:
+    """bool [T, B], true at the steps within the lengths; ``None`` if the batch has no lengths."""
+    if batch.lengths is None:
+        return None
+    return jnp.arange(batch.xs.shape[1], dtype=jnp.int32)[:, None] < jnp.asarray(batch.lengths, jnp.int32)[None]
+
+
+def weight_of(batch: Data, every_step: bool) -> Array:
+    """How much a batch counts in a mean over batches: its valid steps if the model reads out every step, or samples."""
+    mask = mask_of(batch) if every_step else None
+    share = share_of(mask.shape, mask) if mask is not None else None
+    return jnp.int32(len(batch.xs)) if share is None else jnp.sum(share)
