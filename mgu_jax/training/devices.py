@@ -4,7 +4,7 @@ Devices are counted over all processes. After ``jax.distributed.initialize``, ev
 devices together. An array that is not split is whole on every device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -30,10 +30,14 @@ def on_own_devices(function: Callable[P, Result]) -> Callable[P, Result]:
     def call(*arguments: P.args, **options: P.kwargs) -> Result:
         inside = not jax.sharding.get_abstract_mesh().empty
         with jax.set_mesh(None) if inside else nullcontext():  # pyright: ignore (None is no mesh)
-            arguments, options = jax.tree.map(_without_mesh, (arguments, options))
+            arguments, options = jax.tree.map(_without_mesh, (arguments, options), is_leaf=_is_iterator)
             return function(*arguments, **options)
 
     return call
+
+
+def _is_iterator(value: Any) -> bool:
+    return isinstance(value, Iterator)  # of which jax.tree.map would warn, before we refuse it
 
 
 def _without_mesh(a: Any) -> Any:
