@@ -22,13 +22,15 @@ from mgu_jax.training import losses
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.data import Data, Stream
 from mgu_jax.training.evaluate import Validation, evaluate, predict
-from mgu_jax.training.fit import NotFinite, fit
+from mgu_jax.training.fit import fit
 from mgu_jax.training.halving import Halving, halving
 from mgu_jax.training.hyper import Hyper, draw, grid, log_uniform, uniform
 from mgu_jax.training.lock import Locked
+from mgu_jax.training.loop import NotFinite
 from mgu_jax.training.start import Sweep, start
 from mgu_jax.training.step import Best, Recipe, TrainState
 from mgu_jax.training.sweep import Member, best_member, sweep
+from mgu_jax.training.wrappers import ema, passed_over
 
 __version__ = "0.2.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "count",
     "detach",
     "draw",
+    "ema",
     "evaluate",
     "fit",
     "grid",
@@ -79,6 +82,7 @@ __all__ = [
     "log_uniform",
     "losses",
     "lstm_count",
+    "passed_over",
     "predict",
     "scan",
     "start",

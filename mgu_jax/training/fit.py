@@ -1,5 +1,6 @@
 """``fit``: one run. It validates, keeps the best parameters, stops early, saves checkpoints and reports."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,17 +17,10 @@ from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, on_own_d
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, check_one_setting
 from mgu_jax.training.identity import identity_of
-from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, restored
+from mgu_jax.training.loop import STEPS_PER_CALL, Job, NotFinite, Shown, Store, host_loop, joined, restored
 from mgu_jax.training.start import check_train_state, improve, init_state, with_best
-from mgu_jax.training.step import Recipe, TrainState, all_finite, run_steps
-
-
-class NotFinite(RuntimeError):
-    """The loss or a parameter was nan or infinite. ``step`` is where, ``state`` the last good state."""
-
-    def __init__(self, what: str, step: int, state: TrainState):
-        super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
-        self.step, self.state = step, state
+from mgu_jax.training.step import Recipe, TrainState, failed_at, run_steps
+from mgu_jax.training.wrappers import passed_over
 
 
 @on_own_devices
@@ -42,7 +36,8 @@ def fit(
     steps_per_call: int = STEPS_PER_CALL,
     validation: Validation | None = None,
     devices: int = 1,
-    on_call: Callable[[TrainState, np.ndarray, dict[str, float]], str | None] | None = None,
+    on_call: Callable[[TrainState, np.ndarray, dict[str, float]], str | bool | None] | None = None,
+    on_interrupt: str = "raise",
     progress: bool = False,
 ) -> tuple[TrainState, np.ndarray]:
     """The final state of a run, and the losses of its steps.
@@ -69,22 +64,25 @@ def fit(
             depends on it.
         on_call: called after every call of the compiled loop, before its checkpoint is saved, with the state, the
             losses of the call, and the scores by name if it was validated. A text that it returns is shown beside the
-            progress.
+            progress; if it returns ``True``, the run stops after this call, whose checkpoint is saved.
+        on_interrupt: "raise" lets a KeyboardInterrupt (Ctrl-C) through, with the state and the losses of the complete
+            calls as its attributes ``state`` and ``losses``; "return" returns them.
         progress: show a bar on a terminal, one plain line per call elsewhere (needs the extra ``experiments``).
 
     Returns:
-        The final state, and the losses of the steps taken here; fewer than ``steps`` if the run resumed or patience
-        ended it.
+        The final state, and the losses of the steps taken here; fewer than ``steps`` if the run resumed, or if
+        patience, ``on_call`` or an interrupt ended it. The loss of a batch that was passed over may be nan.
 
     Raises:
-        NotFinite: a loss, or a parameter after a call, was nan or infinite.
+        NotFinite: a loss, or a parameter after a call, was nan or infinite, and the recipe's optimiser passed over no
+            batch, or too many in a row.
         Damaged: the newest checkpoint cannot be restored.
         Locked: another process writes these checkpoints.
         TypeError: an argument of another type.
         ValueError: unusable data, fewer samples than a batch, more devices than are available, or a checkpoint of a run
             with another recipe, hyper or key.
     """
-    job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
+    job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress, on_interrupt)
     check_one_setting(hyper)
     if state is None:
         key = checks.as_key("key", key)
@@ -104,7 +102,15 @@ def fit(
     found = restored(checkpoints, with_best(state, validation, recipe), identity)
     first = runner.placed(with_best(found, validation, recipe))
     reached, losses = host_loop(job, runner, first, feed, identity)
-    return reached, np.concatenate(losses) if losses else np.zeros(0, np.float32)
+    return reached, joined(losses)
+
+
+_failed_at = jax.jit(failed_at)
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _eval_params(state: TrainState, recipe: Recipe) -> Any:
+    return recipe.eval_params(state)
 
 
 def _put_batches(batches: Any, mesh: Mesh | None) -> Any:
@@ -127,25 +133,30 @@ class _Run:
 
     def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, Array, Array]:
         new, losses = run_steps(state, self.hyper, data, recipe=self.job.recipe, steps=size, mesh=self.mesh)
-        return new, losses, all_finite(new.params)
+        return new, losses, _failed_at(losses, new.params, new.opt_state)
 
     def collect(
         self, state: TrainState, launched: tuple[TrainState, Array, Array], done: int, size: int
     ) -> tuple[TrainState, np.ndarray]:
-        new, losses, finite = launched[0], np.asarray(launched[1]), launched[2]
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            raise NotFinite(f"the loss must stay finite; it is {losses[bad[0]]}", done + int(bad[0]), state)
-        if not finite:  # because of the last update, which no loss has seen yet
-            raise NotFinite("the parameters must stay finite; they are not", done + size, state)
+        new, losses, failed = launched[0], np.asarray(launched[1]), int(launched[2])
+        if failed == size:
+            raise NotFinite("the parameters must stay finite; they are not", done + size, state, losses)
+        if failed >= 0:
+            what = f"the loss must stay finite; it is {losses[failed]}"
+            raise NotFinite(what, done + failed, state, losses[: failed + 1])
         return new, losses
 
     def validate(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         validation: Any = self.job.validation
         evaluator = validation.evaluator(self.job.recipe)
-        scores = from_first_process(evaluator.scores(one_copy(state.params), one_copy(self.hyper).rates()))
-        state = improve(state, np.float32(scores[0]), True)
+        params = state.params
+        if self.job.recipe.evaluate_at is not None:
+            params = _eval_params(state._replace(carry=None, best=None), recipe=self.job.recipe)
+        scores = from_first_process(evaluator.scores(one_copy(params), one_copy(self.hyper).rates()))
+        state = improve(state, params, np.float32(scores[0]), True)
         return self.placed(state), dict(zip(validation.names, scores, strict=True))
 
-    def show(self, losses: np.ndarray, scores: dict[str, float]) -> Shown:
-        return Shown(float(losses[-1]), scores)
+    def show(self, state: TrainState, losses: np.ndarray, scores: dict[str, float]) -> Shown:
+        good, over = losses[np.isfinite(losses)], passed_over(one_copy(state))
+        note = f"{over} batch{'es' if over > 1 else ''} passed over" if over else ""
+        return Shown(float(good[-1]) if good.size else math.nan, scores, note)

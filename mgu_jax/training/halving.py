@@ -17,7 +17,7 @@ from mgu_jax.training.devices import on_own_devices
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings
 from mgu_jax.training.identity import Identity, check_identity, identity_of
-from mgu_jax.training.loop import STEPS_PER_CALL, Job, Store
+from mgu_jax.training.loop import STEPS_PER_CALL, Job, Store, said
 from mgu_jax.training.start import Sweep, init_sweep
 from mgu_jax.training.step import Recipe
 from mgu_jax.training.sweep import run_sweep
@@ -45,7 +45,7 @@ def halving(
     steps_per_call: int = STEPS_PER_CALL,
     at_once: int | None = None,
     devices: int = 1,
-    on_call: Callable[[Halving, np.ndarray, dict[str, np.ndarray]], str | None] | None = None,
+    on_call: Callable[[Halving, np.ndarray, dict[str, np.ndarray]], str | bool | None] | None = None,
     progress: bool = False,
 ) -> tuple[Sweep, Hyper, np.ndarray]:
     """The sweep of the settings that reach the last rung, these settings, and their positions in ``hyper``.
@@ -62,7 +62,8 @@ def halving(
         state: where to start if there is no checkpoint, as ``on_call`` received it; the first step if ``None``.
         checkpoints: as ``fit`` takes it.
         devices: as ``sweep`` takes it. When fewer settings are left, as many of these devices as divide them are used.
-        on_call: as ``sweep`` calls it, with a ``Halving``, whose members become fewer from rung to rung.
+        on_call: as ``sweep`` calls it, with a ``Halving``, whose members become fewer from rung to rung. If it returns
+            ``True``, the halving stops, and the settings that are left then are returned.
 
     Raises:
         Damaged: the newest checkpoint cannot be restored.
@@ -80,7 +81,7 @@ def halving(
     if jax.process_count() > 1:
         raise ValueError(f"halving must run in one process; got {jax.process_count()}.")
     (hyper, count), seeds = as_settings(hyper), len(keys)
-    reached, left, first = None, np.arange(count), 0
+    reached, left, first, stopped = None, np.arange(count), 0, []
     if state is not None and not isinstance(state, Halving):
         raise TypeError(f"state must be a Halving, as on_call receives it; got {checks.describe(state)}.")
     parts = {"rungs": [*map(int, rungs)], "fraction": float(fraction)}
@@ -99,11 +100,13 @@ def halving(
             steps=steps,
             hyper=_at(hyper, left),
             checkpoints=None if checkpoints is None else _RungStore(checkpoints, left),
-            on_call=on_call and partial(_call, on_call, left),
+            on_call=on_call and partial(_call, on_call, left, stopped),
         )
         # Later rungs have fewer members. The first rung checks that devices divides all of them.
         used = math.gcd(devices, len(left) * seeds) if i else devices
         reached, _ = run_sweep(rung, keys, reached, at_once, used, identity)
+        if stopped:
+            break
         if i + 1 < len(rungs):
             chosen = _better(reached, seeds, _left(count, i + 1, fraction))
             reached, left = _members_of(reached, chosen, seeds), left[chosen]
@@ -179,8 +182,12 @@ class _RungStore:
         self.checkpoints.wait()
 
 
-def _call(on_call: Any, left: np.ndarray, state: Sweep, *rest: Any) -> str | None:
-    return on_call(Halving(state, left), *rest)
+def _call(on_call: Any, left: np.ndarray, stopped: list[Any], state: Sweep, *rest: Any) -> Any:
+    """What ``on_call`` returns; a wish to stop is noted, since it stops all rungs."""
+    answer = on_call(Halving(state, left), *rest)
+    if said(answer)[1]:
+        stopped.append(answer)
+    return answer
 
 
 def _better(state: Sweep, seeds: int, count: int) -> np.ndarray:

@@ -140,17 +140,21 @@ def log_uniform(low: float, high: float) -> Sampler:
 def grid(**axes: Any) -> Hyper:
     """A ``Hyper`` with entries [N]: every combination of the values of the axes; the last axis varies fastest.
 
+    Args:
+        axes: for each entry, a row of numbers, or one number for all settings.
+
     Raises:
         ValueError: an axis is not an entry of ``Hyper``, or has no values.
     """
     _check_axes(axes)
-    for name, values in axes.items():
+    rows = {name: [values] if checks.is_number(values) else values for name, values in axes.items()}
+    for name, values in rows.items():
         if not _is_row(values):
             came = repr(values) if isinstance(values, list | tuple) else checks.describe(values)
-            raise ValueError(f"{name} must be a row of numbers, at least one; got {came}.")
-    columns = zip(*itertools.product(*axes.values()), strict=True)
+            raise ValueError(f"{name} must be a number or a row of numbers, at least one; got {came}.")
+    columns = zip(*itertools.product(*rows.values()), strict=True)
     return Hyper()._replace(
-        **{name: jnp.asarray(column, jnp.float32) for name, column in zip(axes, columns, strict=True)}
+        **{name: jnp.asarray(column, jnp.float32) for name, column in zip(rows, columns, strict=True)}
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,6 +27,21 @@ from mgu_jax.training.start import check_parts
 from mgu_jax.training.step import Recipe
 
 STEPS_PER_CALL = 100
+OnCall = Callable[..., str | bool | None]
+
+
+class NotFinite(RuntimeError):
+    """The loss or a parameter was nan or infinite, and the batch was not passed over.
+
+    Attributes:
+        step: where.
+        state: the last good state, that of the last call of the compiled loop before it.
+        losses: those of all steps taken by this ``fit``, up to the one that is not finite.
+    """
+
+    def __init__(self, what: str, step: int, state: Any, losses: np.ndarray):
+        super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
+        self.step, self.state, self.losses = step, state, losses
 
 
 @runtime_checkable
@@ -73,8 +89,9 @@ class Job:
     steps_per_call: int = STEPS_PER_CALL
     validation: Validation | None = None
     checkpoints: Store | None = None
-    on_call: Callable[..., str | None] | None = None
+    on_call: OnCall | None = None
     progress: bool = False
+    on_interrupt: str = "raise"
 
     def __post_init__(self) -> None:
         recipe, data = self.recipe, self.data
@@ -86,6 +103,9 @@ class Job:
             if not callable(self.on_call):
                 raise TypeError(f"on_call must be a function; got {checks.describe(self.on_call)}.")
             checks.check_takes("on_call", self.on_call, "on_call(state, losses, scores)", None, None, {})
+        checks.check_choice("on_interrupt", self.on_interrupt, ("raise", "return"))
+        if self.on_interrupt == "return" and jax.process_count() > 1:
+            raise ValueError(f"on_interrupt must be 'raise' with several processes; got {self.on_interrupt!r}.")
         if recipe.window is not None:
             data = check_stream(data, recipe.batch_size, recipe.window)
         elif callable(data):
@@ -144,8 +164,8 @@ class Runner(Protocol):
         """The state with the best parameters so far, and the scores by name."""
         ...
 
-    def show(self, losses: np.ndarray, scores: dict[str, Any]) -> Shown:
-        """What the progress shows of these losses and scores."""
+    def show(self, state: Any, losses: np.ndarray, scores: dict[str, Any]) -> Shown:
+        """What the progress shows of a state and of the losses and scores of the call that led to it."""
         ...
 
 
@@ -159,39 +179,74 @@ def host_loop(
     none.
 
     Raises:
+        KeyboardInterrupt: with ``state`` and ``losses`` of the calls that were complete, unless the job asks to return
+            them.
+        NotFinite: with the losses of all calls.
+        TypeError: ``on_call`` returned something other than a text, a bool or ``None``.
         ValueError: the state has done more steps than the job has.
     """
-    done, all_losses, beside = int(state.step), [], ""
+    done, beside, stop = int(state.step), "", False
     if done > job.steps:
         raise ValueError(f"steps must be at least {done}, the steps already done; got {job.steps}.")
+    all_losses: list[np.ndarray] = []
+    complete = state, 0  # the state after the last complete call, and the number of these calls
 
     def to_do(state: Any, done: int) -> bool:
-        return done < job.steps and not runner.is_over(state)
+        return done < job.steps and not stop and not runner.is_over(state)
 
-    ready = feed(done) if to_do(state, done) else None
-    with Progress(done, job.steps, job.progress) as progress:
-        while to_do(state, done):
-            size, failure = job.size(done), None
-            launched = runner.launch(state, ready, size)
-            try:
-                ready = feed(done + size) if done + size < job.steps else None
-            except Exception as error:  # belongs to the next call; this one is completed and reported first
-                failure = error
-            state, losses = runner.collect(state, launched, done, size)
-            done += size
-            all_losses.append(losses)
-            scores: dict[str, Any] = {}
-            if job.validation is not None and job.validation.is_due(done, job.steps_per_call, job.steps):
-                state, scores = runner.validate(state)
-            text = job.on_call(state, losses, scores) if job.on_call else None
-            if job.checkpoints is not None:
-                job.checkpoints.save(done, state, config={"run": identity})
-            shown = runner.show(losses, scores)
-            beside = text or ", ".join(f"{name} {score:.4g}" for name, score in shown.scores.items()) or beside
-            progress.advance(size, shown.loss, ", ".join(filter(None, (beside, shown.note))))
-            if failure is not None and not runner.is_over(state):
-                raise failure
+    try:
+        ready = feed(done) if to_do(state, done) else None
+        with Progress(done, job.steps, job.progress) as progress:
+            while to_do(state, done):
+                size, failure = job.size(done), None
+                launched = runner.launch(state, ready, size)
+                try:
+                    ready = feed(done + size) if done + size < job.steps else None
+                except Exception as error:  # belongs to the next call; this one is completed and reported first
+                    failure = error
+                state, losses = runner.collect(state, launched, done, size)
+                done += size
+                all_losses.append(losses)
+                scores: dict[str, Any] = {}
+                if job.validation is not None and job.validation.is_due(done, job.steps_per_call, job.steps):
+                    state, scores = runner.validate(state)
+                complete = state, len(all_losses)
+                text, stop = said(job.on_call(state, losses, scores) if job.on_call else None)
+                if job.checkpoints is not None:
+                    job.checkpoints.save(done, state, config={"run": identity})
+                shown = runner.show(state, losses, scores)
+                beside = text or ", ".join(f"{name} {score:.4g}" for name, score in shown.scores.items()) or beside
+                progress.advance(size, shown.loss, ", ".join(filter(None, (beside, shown.note))))
+                if failure is not None and to_do(state, done):
+                    raise failure
+    except NotFinite as error:
+        error.losses = joined([*all_losses, error.losses])
+        raise
+    except KeyboardInterrupt as error:
+        state, calls = complete
+        if job.on_interrupt == "return":
+            return state, all_losses[:calls]
+        error.state, error.losses = state, joined(all_losses[:calls])  # pyright: ignore (attributes of our own)
+        raise
     return state, all_losses
+
+
+def joined(losses: list[np.ndarray]) -> np.ndarray:
+    """The losses of all calls, [steps], or [M, steps] of a sweep."""
+    return np.concatenate(losses, -1) if losses else np.zeros(0, np.float32)
+
+
+def said(answer: Any) -> tuple[str, bool]:
+    """The text that ``on_call`` returned, and whether it asked to stop, by a bool of Python, NumPy or JAX.
+
+    Raises:
+        TypeError: it returned something else.
+    """
+    if answer is None or isinstance(answer, str):
+        return answer or "", False
+    if isinstance(answer, bool) or (checks.is_number(answer) and getattr(answer, "dtype", 0) == np.bool_):
+        return "", bool(answer)
+    raise TypeError(f"on_call must return a text, True to stop the run, or None; got {checks.describe(answer)}.")
 
 
 def restored(checkpoints: Store | None, like: Any, identity: Identity) -> Any:

@@ -1,4 +1,7 @@
-"""Optimisers and schedules of optax by name, built inside the compiled loop from numbers that may be traced."""
+"""Optimisers and schedules of optax by name, built inside the compiled loop from numbers that may be traced.
+
+What other optimisers need is in wrappers.py.
+"""
 
 import inspect
 from collections.abc import Callable

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array, lax
 
 from mgu_jax import checks
@@ -80,23 +81,48 @@ def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation 
 
 
 def _init_optimizer(recipe: Recipe, hyper: Hyper, params: Any) -> Any:
-    """The optimiser's first state. An optimiser of the user's own is tried on shapes, so that it fails here and named.
+    """The optimiser's first state. What a user wrote of it is tried on shapes, so that it fails here and named.
 
     Raises:
-        TypeError: the optimiser cannot update these parameters.
+        TypeError: the optimiser cannot update these parameters, or evaluate_at does not give such parameters.
     """
-    if isinstance(recipe.optimizer, str):
+    if isinstance(recipe.optimizer, str) and recipe.evaluate_at is None:
         return recipe.build(hyper, params).init(params)
+
+    def update(params: Any, opt_state: Any) -> Any:
+        def value_fn(params: Any) -> Array:
+            return sum((jnp.sum(a * a) for a in jax.tree.leaves(params)), jnp.zeros((), value.dtype))
+
+        value = jax.tree.leaves(params)[0].reshape(-1)[0]
+        updates, new = optimizer.update(params, opt_state, params, value=value, grad=params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), new
+
     try:
         optimizer = recipe.build(hyper, params)
         opt_state = optimizer.init(params)
-        jax.eval_shape(optimizer.update, params, opt_state, params)
+        reached = jax.eval_shape(update, params, opt_state)
+        _check_alike((params, opt_state), reached)
     except Exception as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
         example = "lambda hyper: optax.adam(hyper.learning_rate)"
         rule = f"optimizer must make an update of the model's parameters from a Hyper, as {example} does"
         raise TypeError(f"{rule}; it raised {why}.") from error
+    try:
+        state = TrainState(jnp.int32(0), params, opt_state, jnp.int32(0))
+        _check_alike(params, jax.eval_shape(recipe.eval_params, state))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+        rule = "evaluate_at must make the model's parameters from the optimiser's state and the parameters"
+        raise TypeError(f"{rule}; it raised {why}.") from error
     return opt_state
+
+
+def _check_alike(wanted: Any, came: Any) -> None:
+    """Raise TypeError unless two trees have the same structure and shapes, and dtypes."""
+    wanted, came = checks.leaf_specs("", wanted), checks.leaf_specs("", came)
+    for path in wanted | came:
+        if wanted.get(path) != came.get(path):
+            raise TypeError(f"{path} must stay {wanted.get(path, 'absent')}, and became {came.get(path, 'absent')}")
 
 
 def init_sweep(recipe: Recipe, keys: Array, hyper: Hyper, validation: Validation | None = None) -> Sweep:
@@ -128,13 +154,13 @@ def with_best(state: TrainState, validation: Validation | None, recipe: Recipe) 
     return state._replace(best=Best(worst, state.step, state.params, jnp.zeros_like(state.step), direction))
 
 
-def improve(state: TrainState, score: Any, counts: Any) -> TrainState:
-    """The state with its parameters as the best if their score is better; of members, score and counts are [M].
+def improve(state: TrainState, params: Any, score: Any, counts: Any) -> TrainState:
+    """The state with these parameters as the best if their score is better; of members, score and counts are [M].
 
     A score counts only where ``counts`` is true. nan is never better.
     """
     best: Any = state.best
-    new = Best(score, state.step, state.params, jnp.zeros_like(state.step), best.higher)
+    new = Best(score, state.step, params, jnp.zeros_like(state.step), best.higher)
     return state._replace(best=_better(new, best, counts))
 
 

@@ -9,6 +9,7 @@ All randomness of a step follows from the key and the number of the step, so a r
 continues as if it had never stopped. On a mesh, the samples of every batch are split over the devices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ from mgu_jax.training.hyper import Hyper, in_dtype_of
 from mgu_jax.training.losses import Loss, cross_entropy
 from mgu_jax.training.measure import check_function, check_loss, measure
 from mgu_jax.training.optimizers import Optimizer, check_optimizer, check_precision, optimizer_of
+from mgu_jax.training.wrappers import Average, Paired, needs_pair, paired, passes_over
+
+EvaluateAt = Callable[[Any, Any], Any]  # (opt_state, params) -> params
 
 _NOISE = 2**32 - 1  # folded into the key; distinct from the numbers of the epochs, which order the samples
 
@@ -68,6 +72,12 @@ class Recipe:
         warmup_steps: steps of a linear rise from zero before the schedule.
         batch_size: samples per step, or rows of a ``Stream``.
         window: T, the number of steps of a stream through which a gradient flows; ``None`` if the data are samples.
+        pass_over: how many batches in a row may have a loss or gradient that is not finite. They change nothing but
+            the number of the step, and ``mgu_jax.passed_over`` counts them.
+        evaluate_at: which parameters are validated and kept as ``best``: ``mgu_jax.ema(decay)``, or a function
+            (opt_state, params) -> params such as ``optax.contrib.schedule_free_eval_params``; of an
+            ``optax.lookahead``, params are its pair. ``None`` are the parameters of the training. ``eval_params`` gives
+            them for a state.
 
     Raises:
         TypeError: the model lacks a method, or an attribute has another type.
@@ -82,6 +92,8 @@ class Recipe:
     warmup_steps: int = 0
     batch_size: int = 32
     window: int | None = None
+    pass_over: int = 0
+    evaluate_at: EvaluateAt | None = None
 
     def __post_init__(self) -> None:
         check_model(self.model, "init", "apply", *(() if self.window is None else ("start",)))
@@ -93,20 +105,63 @@ class Recipe:
         check_function("loss", self.loss)
         check_optimizer(self.optimizer, self.schedule, self.total_steps, self.warmup_steps)
         checks.check_hashable("optimizer", self.optimizer)
+        checks.check_size("pass_over", self.pass_over, 0)
+        if self.evaluate_at is not None and not callable(self.evaluate_at):
+            rule = "evaluate_at must be mgu_jax.ema(decay) or a function (opt_state, params) -> params"
+            raise TypeError(f"{rule}; got {checks.describe(self.evaluate_at)}.")
+        checks.check_hashable("evaluate_at", self.evaluate_at)
 
-    def build(self, hyper: Hyper, params: Any) -> optax.GradientTransformation:
-        """The optimiser for these numbers and parameters."""
+    def build(self, hyper: Hyper, params: Any) -> optax.GradientTransformationExtraArgs:
+        """The optimiser for these numbers and parameters. Its update also takes value, grad and value_fn."""
         hyper = in_dtype_of(params, hyper)
-        if not isinstance(self.optimizer, str):
-            return self.optimizer(hyper)
-        check_precision(self.optimizer, params)
-        return optimizer_of(self.optimizer, hyper, self.schedule, self.total_steps, self.warmup_steps)
+        if isinstance(self.optimizer, str):
+            check_precision(self.optimizer, params)
+            made = optimizer_of(self.optimizer, hyper, self.schedule, self.total_steps, self.warmup_steps)
+        else:
+            made = self.optimizer(hyper)
+        optimizer = optax.with_extra_args_support(made)
+        if not isinstance(self.optimizer, str) and needs_pair(optimizer, params):
+            optimizer = paired(optimizer)
+        if isinstance(self.evaluate_at, Average):
+            optimizer = self.evaluate_at.around(optimizer)
+        if self.pass_over:
+            optimizer = optax.apply_if_finite(optimizer, self.pass_over)
+        return optax.with_extra_args_support(optimizer)
+
+    def eval_params(self, state: TrainState) -> Any:
+        """The parameters to evaluate a state with, as ``evaluate_at`` chooses them; the state's own if it is ``None``.
+
+        Of the members of a sweep: ``jax.vmap(recipe.eval_params)(state.members)``.
+        """
+        if self.evaluate_at is None:
+            return state.params
+        opt_state, params = state.opt_state, state.params
+        if self.pass_over:
+            opt_state = opt_state.inner_state
+        if isinstance(opt_state, Paired):
+            opt_state, params = opt_state.inner, optax.LookaheadParams(params, opt_state.slow)
+        chosen = self.evaluate_at(opt_state, params)
+        return jax.tree.map(lambda own, other: jnp.asarray(other, own.dtype), state.params, chosen)
 
 
 @jax.jit
 def all_finite(tree: Any) -> Array:
     """Whether all numbers of a pytree are finite, as one bool."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def failed_at(losses: Array, params: Any, opt_state: Any) -> Array:
+    """The first of the steps, counted from 0, that was not finite; -1 if all were, or were passed over.
+
+    It is the number of the steps if the last update alone was not finite, which no loss has seen yet. An optimiser that
+    has passed over too many batches makes an update that is not finite; the first is then the first of these batches.
+    """
+    good, steps, fine = jnp.isfinite(losses), len(losses), all_finite(params)
+    if passes_over(opt_state):
+        first = jnp.where(jnp.any(good), steps - jnp.argmax(good[::-1]), 0)
+    else:
+        first, fine = jnp.where(jnp.all(good), steps, jnp.argmin(good)), fine & jnp.all(good)
+    return jnp.where(fine, -1, first).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("recipe", "steps", "mesh"))
@@ -140,9 +195,14 @@ def run_steps(
     def body(state: TrainState, index: Any) -> tuple[TrainState, Array]:
         batch = constrain(take(data, index, *size), mesh, AXIS)
         key = jax.random.fold_in(noise, state.step)
-        begins = None if state.carry is None else index == 0
+        begins: Any = None if state.carry is None else index == 0
         (value, carry), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, state.carry, begins, key)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        more = {"value": value, "grad": gradient, "value_fn": lambda p: loss(p, batch, state.carry, begins, key)[0]}
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **more)
+        if carry is not None and passes_over(opt_state):  # one that is not finite would spoil all later windows
+            fresh = recipe.model.start(state.params, (recipe.batch_size,))
+            before: Any = jax.tree.map(partial(jnp.where, begins), fresh, state.carry)
+            carry = jax.tree.map(partial(jnp.where, all_finite(carry)), carry, before)
         params, opt_state = constrain((optax.apply_updates(state.params, updates), opt_state), mesh)
         carry = constrain(carry, mesh, AXIS)
         return TrainState(state.step + 1, params, opt_state, state.key, carry, state.best), value

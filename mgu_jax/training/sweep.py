@@ -25,9 +25,10 @@ from mgu_jax.training.devices import AXIS, map_members, mesh_of, on_own_devices,
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, per_member
 from mgu_jax.training.identity import Identity, identity_of
-from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, restored
+from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, joined, restored
 from mgu_jax.training.start import Sweep, check_train_state, improve, init_sweep, with_best
-from mgu_jax.training.step import Recipe, TrainState, all_finite, run_steps
+from mgu_jax.training.step import Recipe, TrainState, failed_at, run_steps
+from mgu_jax.training.wrappers import passed_over
 
 
 class Member(NamedTuple):
@@ -61,10 +62,8 @@ def run_members(
     def one(data: Any, member: tuple[TrainState, Array, Hyper]) -> tuple[TrainState, Array, Array]:
         state, stopped, hyper = member
         new, losses = run_steps(state, hyper, data, recipe=recipe, steps=steps)
-        good = jnp.isfinite(losses)
-        fine = jnp.all(good) & all_finite(new.params)
-        at = state.step + jnp.where(jnp.all(good), steps, jnp.argmin(good).astype(jnp.int32))
-        stopped = jnp.where((stopped < 0) & ~fine, at, stopped)
+        failed = failed_at(losses, new.params, new.opt_state)
+        stopped = jnp.where((stopped < 0) & (failed >= 0), state.step + failed, stopped)
         return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses
 
     return map_members(one, (members, stopped, hyper), data, at_once, mesh)
@@ -84,7 +83,8 @@ def sweep(
     validation: Validation | None = None,
     at_once: int | None = None,
     devices: int = 1,
-    on_call: Callable[[Sweep, np.ndarray, dict[str, np.ndarray]], str | None] | None = None,
+    on_call: Callable[[Sweep, np.ndarray, dict[str, np.ndarray]], str | bool | None] | None = None,
+    on_interrupt: str = "raise",
     progress: bool = False,
 ) -> tuple[Sweep, np.ndarray]:
     """The final state of a sweep of all settings with all seeds, trained in one program, and the losses of its steps.
@@ -93,9 +93,9 @@ def sweep(
     the same bits.
 
     Args:
-        recipe, data, steps, steps_per_call, checkpoints, progress: as ``fit`` takes them. The order of the samples
-            follows from each member's key; a stream, and the batches of a function, are the same for all members, and
-            every process makes them whole.
+        recipe, data, steps, steps_per_call, checkpoints, on_interrupt, progress: as ``fit`` takes them. The order of
+            the samples follows from each member's key; a stream, and the batches of a function, are the same for all
+            members, and every process makes them whole.
         hyper: each entry is a number or [N].
         keys: PRNG keys [seeds], as ``jax.random.split(key, seeds)`` makes them.
         state: where to start if there is no checkpoint; ``mgu_jax.start(recipe, keys, hyper)`` if ``None``.
@@ -115,7 +115,7 @@ def sweep(
         TypeError: an argument of another type.
         ValueError: what ``fit`` raises, or entries of different lengths.
     """
-    job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress)
+    job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress, on_interrupt)
     return run_sweep(job, keys, state, at_once, devices)
 
 
@@ -151,7 +151,7 @@ def run_sweep(
     members, stopped, each = put((found, first.stopped, each), mesh, AXIS)
     runner = _Members(job, each, to_host(stopped), at_once, mesh)
     reached, losses = host_loop(job, runner, Sweep(put_whole(first.step), members, stopped), feed, identity)
-    return reached, np.concatenate(losses, 1) if losses else np.zeros((total, 0))
+    return reached, joined(losses) if losses else np.zeros((total, 0))
 
 
 class _Members:
@@ -179,18 +179,34 @@ class _Members:
     def validate(self, state: Sweep) -> tuple[Sweep, dict[str, np.ndarray]]:
         validation: Any = self.job.validation
         evaluator, members = validation.evaluator(self.job.recipe), state.members
-        scores = evaluator.scores_of_members(members.params, self.hyper.rates(), self.at_once, self.mesh)
-        members = improve(members, scores[0].astype(np.float32), self.frozen < 0)
+        params = members.params
+        if self.job.recipe.evaluate_at is not None:
+            params = _eval_params(members._replace(carry=None, best=None), recipe=self.job.recipe)
+        scores = evaluator.scores_of_members(params, self.hyper.rates(), self.at_once, self.mesh)
+        members = improve(members, params, scores[0].astype(np.float32), self.frozen < 0)
         members = put(members, self.mesh, AXIS)
         return state._replace(members=members), dict(zip(validation.names, scores, strict=True))
 
-    def show(self, losses: np.ndarray, scores: dict[str, np.ndarray]) -> Shown:
-        living, total = self.frozen < 0, len(self.frozen)
-        note = "" if living.all() else f"{(~living).sum()} of {total} members frozen"
+    def show(self, state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> Shown:
+        living, total, over = self.frozen < 0, len(self.frozen), int(np.sum(passed_over(state)))
+        notes = [] if living.all() else [f"{(~living).sum()} of {total} members frozen"]
+        notes += [f"{over} batch{'es' if over > 1 else ''} passed over"] if over else []
+        last = losses[living, -1]
+        good = last[np.isfinite(last)]
+        loss = float(good.mean()) if good.size else math.nan
         if not living.any():
-            return Shown(math.nan, {}, note)
-        means = {f"mean {name}": float(score[living].mean()) for name, score in scores.items()}
-        return Shown(float(losses[living, -1].mean()), means, note)
+            return Shown(loss, {}, ", ".join(notes))
+        seen = {f"mean {name}": float(score[living].mean()) for name, score in scores.items()}
+        validation: Any = self.job.validation
+        for name, score in list(scores.items())[:1]:  # the one that decides
+            known, higher = score[living & ~np.isnan(score)], validation.is_higher_better(self.job.recipe)
+            seen[f"best {name}"] = float((np.max if higher else np.min)(known)) if known.size else math.nan
+        return Shown(loss, seen, ", ".join(notes))
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _eval_params(members: TrainState, recipe: Recipe) -> Any:
+    return jax.vmap(recipe.eval_params)(members)
 
 
 def _settings_of(state: Sweep, hyper: Hyper) -> tuple[Hyper, int]:

@@ -69,6 +69,7 @@ FIT = [
     ({"key": KEYS}, "key", "one PRNG key", "[2]"),
     ({"on_call": 3}, "on_call", "a function", 3),
     ({"on_call": lambda state: None}, "on_call", "callable as on_call(state, losses, scores)", "<lambda>(state)"),
+    ({"on_interrupt": "keep"}, "on_interrupt", "'raise', 'return'", "'keep'"),
     ({"validation": 3}, "validation", "a Validation", 3),
     ({"validation": data()}, "validation", "a Validation", "a Data"),
     ({"checkpoints": "runs/mine"}, "checkpoints", "mgu_jax.Checkpoints", "'runs/mine'"),
@@ -575,10 +576,14 @@ def test_a_folder_of_checkpoints_that_is_no_path():
     rejects(lambda: mgu.Checkpoints(None), "folder", "a path", "None", TypeError)
 
 
+def needs_a_hessian(updates, state, params=None, *, hessian, **more):
+    """The update of an optimiser that asks for what no run has."""
+
+
 OWN_OPTIMIZERS = [
     (lambda rate: optax.sgd(rate), "'tuple'"),
     (lambda hyper: optax.adam(hyper.rate), "no attribute 'rate'"),
-    (lambda hyper: optax.contrib.reduce_on_plateau(), "'value'"),
+    (lambda hyper: optax.GradientTransformationExtraArgs(lambda p: (), needs_a_hessian), "'hessian'"),
 ]
 
 

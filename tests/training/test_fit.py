@@ -208,3 +208,75 @@ def test_the_next_batches_are_made_while_the_device_works():
         on_call=lambda state, *_: events.append(f"call {int(state.step)}"),
     )  # fmt: skip
     assert events == [0, 1, 2, 3, "call 2", 4, 5, "call 4", "call 6"]
+
+
+@pytest.mark.parametrize("answer", [True, np.True_])
+def test_on_call_stops_a_run_whose_call_is_saved(answer, tmp_path):
+    """The same line continues it."""
+    recipe, options = mgu.Recipe(LAST, batch_size=8), {"steps": 8, "key": KEY, "steps_per_call": 2}
+    whole, values = mgu.fit(recipe, samples(), **options)
+    for done in (4, 8):
+        with mgu.Checkpoints(tmp_path) as checkpoints:
+            state, some = mgu.fit(
+                recipe, samples(), checkpoints=checkpoints, on_call=lambda s, *_: s.step == 4 and answer, **options
+            )  # fmt: skip
+        assert (int(state.step), len(some)) == (done, 4)
+    assert same(state, whole)
+    np.testing.assert_array_equal(some, values[4:])
+
+
+def test_on_call_that_returns_something_else():
+    call = lambda: mgu.fit(mgu.Recipe(LAST, batch_size=8), samples(), steps=1, key=KEY, on_call=lambda *_: 0.5)  # noqa: E731
+    rejects(call, "on_call", "return a text, True to stop the run, or None", 0.5)
+
+
+def test_data_that_fail_after_on_call_has_stopped_the_run_do_not_matter():
+    def source(step):
+        if step >= 2:
+            raise RuntimeError("no more data")
+        return samples(8)
+
+    options = {"steps": 9, "key": KEY, "steps_per_call": 2, "on_call": lambda *_: True}
+    state, _ = mgu.fit(mgu.Recipe(LAST, batch_size=8), source, **options)
+    assert int(state.step) == 2
+
+
+def interrupt(at, where):
+    """An ``on_call``, or a source of data, that interrupts the run as Ctrl-C does."""
+
+    def on_call(state, *_):
+        if where == "on_call" and int(state.step) == at:
+            raise KeyboardInterrupt
+
+    def source(step):
+        if where == "source" and step == at + 2:  # which is made while the call from step ``at`` on works
+            raise KeyboardInterrupt
+        return jax.tree.map(lambda a: a[:8], samples())
+
+    return source, on_call
+
+
+@pytest.mark.parametrize("where", ["on_call", "source"])
+def test_an_interrupt_loses_nothing(where):
+    """The state and the losses of the complete calls are with the error or, if asked, returned."""
+    (source, on_call), states = interrupt(4, where), []
+    recipe, options = mgu.Recipe(LAST, batch_size=8), {"steps": 8, "key": KEY, "steps_per_call": 2}
+    whole, values = mgu.fit(recipe, interrupt(0, "")[0], **options, on_call=lambda state, *_: states.append(state))
+    options |= {"data": source, "on_call": on_call}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mgu.fit(recipe, **options)
+    for state, losses_so_far in (
+        (caught.value.state, caught.value.losses),
+        mgu.fit(recipe, on_interrupt="return", **options),
+    ):
+        assert same(state, states[1])
+        np.testing.assert_array_equal(losses_so_far, values[:4])
+    resumed, rest = mgu.fit(recipe, **(options | {"data": interrupt(0, "")[0], "on_call": None}), state=state)
+    assert same(resumed, whole)
+    np.testing.assert_array_equal(rest, values[4:])
+
+
+def test_an_interrupt_before_the_first_call_is_complete():
+    source, _ = interrupt(-2, "source")
+    state, none = mgu.fit(mgu.Recipe(LAST, batch_size=8), source, steps=8, key=KEY, on_interrupt="return")
+    assert (int(state.step), none.shape) == (0, (0,))

@@ -77,3 +77,9 @@ def test_a_halving_that_ends_before_its_checkpoint_is_refused(tmp_path):
             call = lambda: mgu.halving(rungs=(2,), **place, **options)  # noqa: B023, E731
             said = rejects(call, "one of 4 settings with rungs (2,)", "got 1 setting at step 4", kind=ValueError)
             assert said.startswith(f"{name} must be")
+
+
+def test_on_call_stops_all_rungs():
+    options = OPTIONS | {"keys": KEYS[:1], "rungs": (4, 6), "steps_per_call": 2}
+    state, hyper, left = mgu.halving(on_call=lambda state, *_: state.sweep.step == 2, **options)
+    assert (int(state.step), left.tolist(), len(hyper.learning_rate)) == (2, [0, 1, 2, 3], 4)

@@ -20,6 +20,10 @@ def test_grid_and_draw():
     np.testing.assert_allclose(GRID.learning_rate, [1e-3, 1e-3, 3e-2, 3e-2])
     np.testing.assert_allclose(GRID.forget_bias, [-1, 1, -1, 1])
     assert GRID.weight_decay == 0.0
+    one = mgu.grid(weight_decay=0.3, learning_rate=(1e-3, 3e-2), momentum=np.float32(0.5))
+    np.testing.assert_allclose(one.weight_decay, [0.3, 0.3])
+    np.testing.assert_allclose(one.learning_rate, [1e-3, 3e-2])
+    np.testing.assert_allclose(one.momentum, [0.5, 0.5])
     drawn = mgu.draw(KEYS[0], 1000, learning_rate=mgu.log_uniform(1e-4, 1e-1), forget_bias=mgu.uniform(-2, 2))
     rates = np.asarray(drawn.learning_rate)
     assert rates.shape == (1000,)

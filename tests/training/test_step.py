@@ -1,6 +1,8 @@
 """One call of the compiled loop: it equals the plain loop, and an equal recipe compiles nothing."""
 
+import copy
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import mgu_jax as mgu
 from mgu_jax import losses
 from mgu_jax.training.data import order
 from mgu_jax.training.step import run_steps
+from tests.same import same
 from tests.training.common import KEY, LAST, samples
 
 pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
@@ -216,3 +219,23 @@ def test_what_a_users_model_gives_is_declared(name, lengths):
     np.testing.assert_allclose(mgu.evaluate(model, params, data, (squared,)), [wanted], rtol=1e-5)
     for mine, right in zip(*map(jax.tree.leaves, (mgu.predict(model, params, data, batch_size=4), ys)), strict=True):
         np.testing.assert_allclose(mine, first(right), rtol=1e-5)
+
+
+COPIES = {"pickled": lambda value: pickle.loads(pickle.dumps(value)), "copied": copy.deepcopy}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_recipe_that_was_pickled_or_copied_is_the_same_and_compiles_nothing(how):
+    model = mgu.Model(
+        3, (5,), 2, mgu.Cell(gate="hb"), readout="last", precision=jax.lax.Precision.HIGH, compute_dtype="bfloat16"
+    )
+    recipe = mgu.Recipe(model, schedule="cosine", total_steps=9, batch_size=8, evaluate_at=mgu.ema(0.9), pass_over=2)
+    again, validation = COPIES[how](recipe), mgu.Validation(samples(), (losses.accuracy,))
+    assert again is not recipe
+    assert (again, hash(again)) == (recipe, hash(recipe))
+    options = {"steps": 2, "key": KEY, "validation": validation}
+    state, _ = mgu.fit(recipe, samples(), **options)
+    known = run_steps._cache_size()
+    other, _ = mgu.fit(again, samples(), **options)
+    assert run_steps._cache_size() == known
+    assert same(other, state)

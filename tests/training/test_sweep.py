@@ -226,3 +226,20 @@ def test_a_sweep_makes_the_next_batches_while_the_device_works():
         on_call=lambda state, *_: events.append(f"call {int(state.step)}"),
     )  # fmt: skip
     assert events == [0, 1, 2, 3, "call 2", 4, 5, "call 4", "call 6"]
+
+
+def test_a_sweep_stops_and_is_interrupted_as_a_run_is(capsys):
+    """The progress shows the best member beside the mean."""
+    whole, values = run(steps_per_call=5, validation=VALIDATION, on_call=lambda *_: True, progress=True)
+    assert (int(whole.step), values.shape) == (5, (8, 5))
+    score = np.asarray(whole.members.best.score)
+    shown = f"mean cross_entropy {score.mean():.4g}, best cross_entropy {score.min():.4g}\n"
+    assert capsys.readouterr().out.endswith(shown)
+
+    def interrupt(state, *_):
+        if int(state.step) == 10:
+            raise KeyboardInterrupt
+
+    state, some = run(steps=15, validation=VALIDATION, on_call=interrupt, on_interrupt="return")
+    assert (int(state.step), some.shape) == (10, (8, 10))
+    np.testing.assert_array_equal(some[:, :5], values)
