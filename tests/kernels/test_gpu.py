@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import mgu_jax as mgu
-from mgu_jax.kernels import gpu
+from mgu_jax.kernels import gpu, mosaic
 from mgu_jax.layer.products import Products
 from tests import laws
 from tests.kernels.members import MEMBERS, OPTIONS, obeys
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the k
 
 
 # The interpreter and the lowering take seconds each, so the default run takes these members, ``-m slow`` the others.
-FIRST = ("MGU", "MGU3", "FLAX_MGU")
+FIRST = ("MGU", "FLAX_MGU", "DIAGONAL_MGU")
 EACH = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in MEMBERS]
 
 
 @pytest.fixture
 def interpreted():
-    with gpu.interpreted():
+    with mosaic.interpreted():
         yield
 
 
@@ -60,7 +60,7 @@ def test_coarser_products_are_as_exact_as_they_say(precision, compute_dtype, tol
 @pytest.mark.parametrize("name", ["MGU", pytest.param("FLAX_MGU", marks=pytest.mark.slow), "MGU3"])
 def test_no_races(name):
     """All of a step's waiting is there: the interpreter watches every access to shared memory."""
-    with gpu.interpreted(detect_races=True):
+    with mosaic.interpreted(detect_races=True):
         obeys(MEMBERS[name], H=70, resets=laws.RESETS, recurrent_dropout=0.4, key=laws.KEY)
 
 
@@ -86,7 +86,6 @@ def test_a_population_and_second_derivatives(interpreted):
 
 
 REFUSED = [
-    (mgu.DIAGONAL_MGU, 5, "float32", {}, "dense recurrence"),
     (mgu.MIN_GRU, 5, "float32", {}, "sees the state"),
     (mgu.Cell(layer_norm=True), 5, "float32", {}, "layer normalisation"),
     (mgu.MGU, 193, "float32", {}, "at most 192 hidden units"),
@@ -136,6 +135,8 @@ def test_lowers_for_cuda(name, H, compute_dtype, monkeypatch):
 
 def test_shared_memory_is_never_overdrawn():
     kinds = (Products(), Products("highest"), Products(compute_dtype="bfloat16"))
-    for H, products, arrays in itertools.product((1, 64, 65, 128, 129, 192), kinds, range(2, 8)):
-        tuning = gpu._tuning(products, H, arrays)
-        assert gpu.shared_bytes(tuning, H, arrays) <= gpu.SHARED_MEMORY, (H, products, arrays)
+    cells = (mgu.MGU, mgu.FLAX_MGU, mgu.DIAGONAL_MGU)
+    for H, products, arrays, cell in itertools.product((1, 64, 65, 128, 129, 192), kinds, range(2, 8), cells):
+        tuning = gpu.tuning_for(products, cell, H, arrays)
+        taken = mosaic.shared_bytes(tuning, H, arrays, gpu.places_of(cell))
+        assert taken <= mosaic.SHARED_MEMORY, (H, products, arrays, cell)
