@@ -17,7 +17,7 @@ from mgu_jax.layer.initial import chrono, init
 from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
 from mgu_jax.model import Model, ModelParams, State, detach
-from mgu_jax.sequence import scan
+from mgu_jax.sequence import scan, which
 from mgu_jax.training import losses
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.data import Data, Stream
@@ -92,4 +92,5 @@ __all__ = [
     "summary",
     "sweep",
     "uniform",
+    "which",
 ]

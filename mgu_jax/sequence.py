@@ -94,16 +94,21 @@ class Execution:
             )
         object.__setattr__(self, "compute_dtype", self.product.compute_dtype)
 
-    def chosen(self, cell: Cell, params: Params, sizes_known: bool = True) -> str:
-        """The name of the implementation that runs. Raises ValueError, with the reason, if it cannot serve."""
-        if self.implementation != "mosaic_gpu":
-            return self.implementation or "manual"
+    def chosen(self, cell: Cell, params: Params, xs: Array) -> str:
+        """The name of the implementation that runs: the one that is named or, for ``None``, the fastest that can serve.
+
+        Raises ValueError, with the reason, if the one that is named cannot serve.
+        """
+        if self.implementation not in (None, "mosaic_gpu"):
+            return self.implementation
         why = gpu.refusal(cell, params.W_h.shape[1], checks.dtype_of(params.W_h), self.product)
-        if not sizes_known:
+        if not all(map(is_known, xs.shape)):
             why = "needs a known number of steps and samples"
-        if why:
+        elif any(map(mesh.varies_over, (xs, params.W_h))):
+            why = "needs check_vma=False inside jax.shard_map"
+        if why and self.implementation:
             raise ValueError(f"implementation 'mosaic_gpu' {why}.")
-        return self.implementation
+        return "manual" if why else "mosaic_gpu"
 
     @property
     def product(self) -> Products:
@@ -164,7 +169,8 @@ def scan(
         implementation: "manual" (the hand-written backward pass of ``layer.bptt``; reverse mode only), "autodiff" (the
             definition, differentiated by JAX in any mode; slower), "parallel" (all steps at once, for members that are
             linear in the state, such as MIN_GRU) or "mosaic_gpu" ("manual" with its two loops as one kernel each, for
-            dense members of up to 192 units in float32 on a Hopper GPU; not yet run on one). ``None`` is "manual".
+            float32 layers of up to 192 units on a Hopper GPU; not yet run on one). ``None`` takes "mosaic_gpu" where it
+            can serve, and "manual" elsewhere; ``which`` says which.
         save: what "manual" and "mosaic_gpu" keep for the backward pass: "gates" (all states and gates; fastest except
             for very long T), "states" (all states; the gates are computed again) or "segments" (one state per segment;
             everything else is computed again, and memory grows with the square root of T if the loss uses h_last
@@ -208,6 +214,33 @@ def scan(
     )
 
 
+def which(
+    params: Params,
+    xs: Array,
+    *,
+    cell: Cell = MGU,
+    implementation: str | None = None,
+    precision: Precision = None,
+    compute_dtype: DTypeLike | None = None,
+) -> str:
+    """The name of the implementation that ``scan`` runs, here and now, with these arguments.
+
+    To learn why it is not "mosaic_gpu", ask for that: the error gives the reason.
+
+    Args:
+        params, xs, cell, implementation, precision, compute_dtype: as in ``scan``.
+
+    Raises:
+        TypeError, ValueError: as in ``scan``.
+    """
+    execution = Execution(implementation, precision=precision, compute_dtype=compute_dtype)
+    check_cell(cell)
+    execution.check(cell)
+    check_params(params, cell)
+    check_features("xs", xs, "T, ..., ", params, "W_h")
+    return execution.chosen(cell, params, xs)
+
+
 def run(
     params: Params,
     xs: Array,
@@ -231,7 +264,7 @@ def run(
     _, H = check_params(params, cell)
     check_features("xs", xs, "T, ..., ", params, "W_h")
     T, *batch, _ = xs.shape
-    implementation = execution.chosen(cell, params, all(map(is_known, (T, *batch))))
+    implementation = execution.chosen(cell, params, xs)
     if implementation == "parallel" and not is_known(T):
         raise ValueError(f"implementation 'parallel' needs a known number of steps; got {T}.")
     dtype = checks.dtype_of(params.W_h)
@@ -281,7 +314,7 @@ def _run(
         alpha = valid.astype(dtype) if alpha is None else jnp.where(valid, alpha, 0)
         reset = None if reset is None else reset & valid
 
-    hs, h_last = implementation(plan, *_vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, mask))))
+    hs, h_last = implementation(plan, *mesh.vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, mask))))
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (T, *batch, H)), jnp.reshape(h_last, (*batch, H))
@@ -305,22 +338,3 @@ def _placed(
 def _before(lengths: Array, T: int, B: int) -> Array:
     """bool [T, B, 1]: whether a step lies within its sequence."""
     return jnp.arange(T, dtype=jnp.int32)[:, None, None] < jnp.reshape(lengths, (1, B, 1)).astype(jnp.int32)
-
-
-def _vary_alike(tree: Any) -> Any:
-    """The same arrays, which all vary over the mesh axes of ``jax.shard_map`` that any of them varies over.
-
-    Loops require this. An array that was the same on all devices, such as a parameter, gets the sum over the devices as
-    its gradient.
-    """
-
-    def varies_over(a: Array) -> frozenset[str]:
-        return jax.typeof(a).manual_axis_type.varying
-
-    axes = frozenset[str]().union(*map(varies_over, jax.tree.leaves(tree)))
-
-    def cast(a: Array) -> Array:
-        missing = tuple(sorted(axes - varies_over(a)))
-        return lax.pcast(a, missing, to="varying") if missing else a
-
-    return jax.tree.map(cast, tree)

@@ -15,7 +15,9 @@ from experiments.speed.tables import Times
 from tests.processes import run_together
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "mgu_jax/training/README.md")}
+PAGES = {
+    name: (ROOT / name).read_text() for name in ("README.md", "mgu_jax/training/README.md", "mgu_jax/kernels/README.md")
+}
 README = PAGES["README.md"]
 RESULTS = ROOT / "experiments" / "results"
 

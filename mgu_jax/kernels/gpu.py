@@ -254,6 +254,9 @@ def refusal(cell: Cell, H: int, dtype: Any, product: Products) -> str | None:
         return f"needs JAX 0.11.2 or newer; this is {jax.__version__}"
     if not is_interpreted() and not _is_hopper():
         return "needs an NVIDIA GPU of the Hopper generation"
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.auto_axes or mesh.explicit_axes:
+        return "needs a mesh whose axes are all manual, as inside jax.shard_map"
     if "h" not in cell.candidate or cell.layer_norm:
         return "needs a cell with a candidate that sees the state, and no layer normalisation"
     if jnp.dtype(dtype) != jnp.float32:
@@ -266,7 +269,8 @@ def refusal(cell: Cell, H: int, dtype: Any, product: Products) -> str | None:
 
 
 def _is_hopper() -> bool:
-    device = jax.devices()[0]
+    default = jax.config.jax_default_device  # pyright: ignore (a device, the name of a platform, or None)
+    device = jax.devices(default)[0] if isinstance(default, str) else default or jax.devices()[0]
     return device.platform == "gpu" and str(getattr(device, "compute_capability", "")).startswith("9.")
 
 
@@ -321,8 +325,13 @@ def _as_loop(kernel: Callable[..., Any], definition: Callable[..., Any]) -> Call
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def loop(plan: Plan, *arguments: Any) -> Any:
-        empty = any(0 in leaf.shape for leaf in jax.tree.leaves(arguments))
-        return (definition if empty else kernel)(plan, *arguments)
+        on_gpu = functools.partial(kernel, plan)
+        if any(0 in leaf.shape for leaf in jax.tree.leaves(arguments)):
+            return definition(plan, *arguments)
+        if is_interpreted():
+            return on_gpu(*arguments)
+        # The machine may have more than its GPU, and only the compiler knows for which part it compiles.
+        return lax.platform_dependent(*arguments, cuda=on_gpu, default=functools.partial(definition, plan))
 
     @loop.defjvp
     def _(plan: Plan, primals: Any, tangents: Any) -> Any:

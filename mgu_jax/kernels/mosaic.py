@@ -180,7 +180,7 @@ class Warpgroup:
         if ref is None or self.diagonal:
             return self.constant(ref)
         rows: list[Any] = [ref.at[i, self.units] for i in range(ref.shape[0])]
-        held = 0 if shared is None else shared.shape[0]
+        held = held_parts(self.tuning)
         for i in range(held):
             shared[i, self.number] = self.load(rows[i])
             rows[i] = shared.at[i, self.number]
@@ -319,11 +319,11 @@ class Steps:
             self.warpgroup.plgpu.copy_gmem_to_smem(source, target, self._barrier(i))
 
     def _load(self, i: Any, name: str | None = None) -> Any:
-        held = self._sources(i) if self.ring is None else None
+        held = self._sources(i) if self.ring is None else []
         arrays: list[Any] = [None] * len(self.kind._fields)
         for j, field in enumerate(self.present):
             if name in (None, self.kind._fields[field]):
-                ref = held[j] if held else self.ring.at[self._slot(i), j, self.warpgroup.number]
+                ref = held[j] if self.ring is None else self.ring.at[self._slot(i), j, self.warpgroup.number]
                 arrays[field] = self.warpgroup.load(ref)
         return self.kind(*arrays)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import Array, lax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 
@@ -66,3 +67,24 @@ def merged(*specs: tuple[Any, ...]) -> tuple[Any, ...]:
         else:
             entries.append(None)
     return tuple(entries)
+
+
+def varies_over(a: Array) -> frozenset[str]:
+    """The mesh axes of ``jax.shard_map`` over which an array varies, as far as JAX keeps account (check_vma)."""
+    return jax.typeof(a).manual_axis_type.varying
+
+
+def vary_alike(tree: Any) -> Any:
+    """The same arrays, which all vary over the mesh axes of ``jax.shard_map`` that any of them varies over.
+
+    Loops require this. An array that was the same on all devices, such as a parameter, gets the sum over the devices as
+    its gradient.
+    """
+
+    axes = frozenset[str]().union(*map(varies_over, jax.tree.leaves(tree)))
+
+    def cast(a: Array) -> Array:
+        missing = tuple(sorted(axes - varies_over(a)))
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(cast, tree)

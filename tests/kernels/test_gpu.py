@@ -102,8 +102,67 @@ def test_what_it_cannot_serve_is_refused_with_the_reason(cell, H, dtype, product
 
 
 def test_without_a_gpu_it_is_refused():
-    params = mgu.init(jax.random.key(0), 4, 5)
-    rejects(lambda: mgu.scan(params, jnp.zeros((3, 2, 4)), implementation="mosaic_gpu"), "'mosaic_gpu'", "Hopper")
+    params, xs = mgu.init(jax.random.key(0), 4, 5), jnp.zeros((3, 2, 4))
+    rejects(lambda: mgu.scan(params, xs, implementation="mosaic_gpu"), "'mosaic_gpu'", "Hopper")
+    assert mgu.which(params, xs) == "manual"
+
+
+def test_on_a_mesh_that_the_compiler_divides_it_is_refused(interpreted):
+    params, xs = mgu.init(jax.random.key(0), 4, 5), jnp.zeros((3, 2, 4))
+    with jax.set_mesh(jax.make_mesh((1,), ("batch",))):
+        rejects(lambda: mgu.scan(params, xs, implementation="mosaic_gpu"), "'mosaic_gpu'", "shard_map")
+        assert mgu.which(params, xs) == "manual"
+
+
+def test_which_names_what_runs(monkeypatch):
+    """Left out, implementation is the kernel wherever the kernel can serve; the names of others stay."""
+    monkeypatch.setattr(gpu, "_is_hopper", lambda: True)
+    params, xs = mgu.init(jax.random.key(0), 4, 5), jnp.zeros((3, 2, 4))
+    assert mgu.which(params, xs) == mgu.which(params, xs, implementation="mosaic_gpu") == "mosaic_gpu"
+    assert mgu.which(params, xs, implementation="autodiff") == "autodiff"
+    assert mgu.which(params, xs, compute_dtype="float16") == "manual"
+    wide = mgu.init(jax.random.key(0), 4, 193)
+    assert mgu.which(wide, xs) == "manual"
+    rejects(lambda: mgu.which(wide, xs, implementation="mosaic_gpu"), "'mosaic_gpu'", "at most 192")
+    rejects(lambda: mgu.which(params, xs[..., :3]), "xs", "[T, ..., 4]")
+
+
+def program(platform, monkeypatch, B=20, shards=None, check_vma=False, **options):
+    """The lowered gradient of a layer with lengths and resets, for a platform that need not be there."""
+    monkeypatch.setattr(gpu, "_is_hopper", lambda: True)
+    cell, H, T = options.get("cell", mgu.MGU), options.pop("H", 64), 5
+    params = jax.eval_shape(lambda: mgu.init(jax.random.key(0), 8, H, cell))
+    arrays = (jnp.zeros((T, B, 8)), jnp.zeros((B, H)), jnp.zeros(B, jnp.int32), jnp.zeros((T, B), bool))
+
+    def loss(params, xs, h0, lengths, resets):
+        hs, h_last = mgu.scan(params, xs, h0, lengths=lengths, resets=resets, **options)
+        return jnp.sum(hs**2) + jnp.sum(h_last)
+
+    gradient = jax.grad(loss, (0, 1, 2))
+    if shards is not None:
+        specs = {"in_specs": shards, "out_specs": (shards[0], shards[1], shards[2])}
+        mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+        gradient = jax.shard_map(gradient, mesh=mesh, check_vma=check_vma, **specs)
+    traced = jax.jit(gradient).trace(params, *jax.eval_shape(lambda: arrays))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_each_platform_of_one_machine_gets_its_own_loops(monkeypatch):
+    """On a machine with a GPU, what is compiled for its CPU is a loop of XLA's."""
+    text = program("cpu", monkeypatch)
+    assert "mosaic_gpu" not in text
+    assert "stablehlo.while" in text
+
+
+def test_inside_shard_map(monkeypatch):
+    P = jax.sharding.PartitionSpec
+    shards = (P(), P(None, "batch"), P("batch"), P("batch"), P(None, "batch"))
+    text = program("cuda", monkeypatch, shards=shards)
+    assert text.count("custom_call @mosaic_gpu") == 2
+    text = program("cuda", monkeypatch, shards=shards, check_vma=True)  # where Pallas cannot serve
+    assert "mosaic_gpu" not in text
+    with pytest.raises(ValueError, match="'mosaic_gpu' needs check_vma=False"):
+        program("cuda", monkeypatch, shards=shards, check_vma=True, implementation="mosaic_gpu")
 
 
 SIZES = [(64, "bfloat16"), (64, None), (128, "bfloat16"), (128, None), (192, "bfloat16"), (192, None)]
@@ -117,18 +176,7 @@ KERNELS = [
 @pytest.mark.parametrize(("name", "H", "compute_dtype"), KERNELS)
 def test_lowers_for_cuda(name, H, compute_dtype, monkeypatch):
     """Every member, size class and accuracy becomes two kernels, forward and back, and no loop of XLA's."""
-    monkeypatch.setattr(gpu, "_is_hopper", lambda: True)
-    cell, T, B = MEMBERS[name], 5, 20
-    params = jax.eval_shape(lambda: mgu.init(jax.random.key(0), 8, H, cell))
-    arrays = (jnp.zeros((T, B, 8)), jnp.zeros((B, H)), jnp.zeros(B, jnp.int32), jnp.zeros((T, B), bool))
-
-    def loss(params, xs, h0, lengths, resets):
-        options = {"lengths": lengths, "resets": resets, "compute_dtype": compute_dtype, "cell": cell}
-        hs, h_last = mgu.scan(params, xs, h0, implementation="mosaic_gpu", **options)
-        return jnp.sum(hs**2) + jnp.sum(h_last)
-
-    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(params, *jax.eval_shape(lambda: arrays))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = program("cuda", monkeypatch, cell=MEMBERS[name], H=H, compute_dtype=compute_dtype)
     assert text.count("custom_call @mosaic_gpu") == 2
     assert "stablehlo.while" not in text
 
