@@ -1,5 +1,6 @@
 """The Minimal Gated Unit in JAX: pure functions on plain pytrees. ``mgu_jax.scan`` is the place to start."""
 
+from mgu_jax import dynamics
 from mgu_jax.gradients import Comparison, GradientReport, check_gradients
 from mgu_jax.layer.family import (
     DIAGONAL_MGU,
@@ -72,6 +73,7 @@ __all__ = [
     "count",
     "detach",
     "draw",
+    "dynamics",
     "ema",
     "evaluate",
     "fit",

@@ -44,7 +44,7 @@ def imported(path, known):
             if package == "mgu_jax":
                 for alias in node.names:
                     full = f"{inner}.{alias.name}".strip(".")
-                    yield full if full in known else inner or "__init__"
+                    yield next((name for name in (full, f"{full}.__init__") if name in known), inner or "__init__")
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "mgu_jax":
@@ -122,9 +122,8 @@ def test_an_adapter_without_its_framework_names_the_extra(name, monkeypatch):
 
 
 def public():
-    """(name, object) of all that is public: what __all__ names, and its classes' own methods."""
-    for name in mgu.__all__:
-        value = getattr(mgu, name)
+    """(name, object) of all that is public: what __all__ names, in the package and in mgu.dynamics."""
+    for name, value in [(name, getattr(room, name)) for room in (mgu, mgu.dynamics) for name in room.__all__]:
         if inspect.isfunction(value) or inspect.isclass(value):
             yield name, value
 

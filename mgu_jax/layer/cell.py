@@ -48,7 +48,7 @@ from mgu_jax.layer.products import Products, like, transposed
 
 # The candidate's activation, and its derivative as a function of its value.
 _ACTIVATION = {"tanh": jnp.tanh, "relu": jax.nn.relu, "identity": lambda z: z}
-_SLOPE = {"tanh": lambda c: 1 - c * c, "relu": lambda c: (c > 0).astype(c.dtype), "identity": jnp.ones_like}
+SLOPE = {"tanh": lambda c: 1 - c * c, "relu": lambda c: (c > 0).astype(c.dtype), "identity": jnp.ones_like}
 
 
 class InputTerms(NamedTuple):
@@ -158,7 +158,7 @@ def retreat(
     p, seen = weights.params, masked(h, weights.mask)
     f, c, s_r, norm_f, norm_h = gates
     u = share(f, alpha, cell)
-    slope_f, slope_c = f * (1 - f), _SLOPE[cell.activation](c)
+    slope_f, slope_c = f * (1 - f), SLOPE[cell.activation](c)
 
     dz_h = dh_next * u * slope_c  # (4)
     ds_h = normalise_backward(dz_h, p.g_h, norm_h)

@@ -40,3 +40,12 @@ def normalise_backward(dz: Array, gain: Term, norm: Normalised | None) -> Array:
     n, inverse = norm
     dn = dz * like(gain, dz)
     return inverse * (dn - jnp.mean(dn, -1, keepdims=True) - n * jnp.mean(dn * n, -1, keepdims=True))
+
+
+def normalise_tangent(v: Array, gain: Term, norm: Normalised | None) -> Array:
+    """The tangent [..., H] of z along the tangent v of s. As a matrix it is the transpose of ``normalise_backward``."""
+    if norm is None:
+        return v
+    n, inverse = norm
+    along = inverse * (v - jnp.mean(v, -1, keepdims=True) - n * jnp.mean(v * n, -1, keepdims=True))
+    return along * like(gain, along)
