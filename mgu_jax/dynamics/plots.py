@@ -115,37 +115,32 @@ def exponents(values: Any, axes: Any = None, **look: Any) -> Any:
     axes.axhline(0, color=GREY, linewidth=1)
     axes.plot(np.arange(1, len(values) + 1), values, **({"color": BLUE, "marker": ".", "linewidth": 1} | look))
     axes.set(xlabel="index of the exponent", ylabel="Lyapunov exponent (nats per step)")
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "experiments").MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
 
-def memory_over_time(memory: Memory, axes: Any = None, **look: Any) -> Any:
-    """The axes with how much the last state depends on the state and the input of every step before it.
+def memory_over_time(memory: Memory, of: str = "states", axes: Any = None, **look: Any) -> Any:
+    """The axes with how much the last state depends on the state, or the input, of every step before it.
 
-    Both norms are averaged over all sequences (the mean of their logarithms) and shown relative to the last step.
+    The norms are averaged over all sequences (the mean of their logarithms) and shown relative to the last step.
 
     Args:
         memory: as ``mgu_jax.dynamics.memory`` returns it.
-        axes, look: as in ``spectrum``; look applies to both lines.
+        of: "states" or "inputs".
+        axes, look: as in ``spectrum``.
 
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: of is another name.
     """
+    checks.check_choice("of", of, ("states", "inputs"))
     axes = new_axes() if axes is None else axes
-    steps_before = np.arange(len(memory.states))[::-1]
-    for norms, colour, style, label in (
-        (memory.states, BLUE, "solid", "state"),
-        (memory.inputs, ORANGE, "dashed", "input"),
-    ):
-        tiny = np.finfo(np.asarray(norms).dtype).tiny
-        curve = np.log(np.maximum(np.asarray(norms), tiny)).reshape(len(norms), -1).mean(1)
-        axes.plot(
-            steps_before, np.exp(curve - curve[-1]), **({"color": colour, "linestyle": style, "label": label} | look)
-        )
-    axes.set(xlabel="steps before the last", ylabel="norm relative to the last step", yscale="log")
-    axes.invert_xaxis()
+    norms = np.asarray(getattr(memory, of))
+    curve = np.log(np.maximum(norms, np.finfo(norms.dtype).tiny)).reshape(len(norms), -1).mean(1)
+    axes.plot(np.arange(len(curve))[::-1], np.exp(curve - curve[-1]), **({"color": BLUE} | look))
+    axes.set(xlabel="steps before the last", ylabel="derivative relative to the last step", yscale="log")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
     return axes
 
 

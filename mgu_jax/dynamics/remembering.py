@@ -69,7 +69,9 @@ def _memory(params: Params, xs: Array, h0: Array, probe: Array, cell: Cell) -> M
     before = jnp.concatenate([h0[None], hs[:-1]])
 
     def norm(rows: Array) -> Array:
-        return jnp.sqrt(jnp.sum(rows * rows, (-2, -1)))
+        largest = jnp.max(jnp.abs(rows), (-2, -1), keepdims=True)  # the square of a small number may be zero
+        rows = rows / jnp.where(largest > 0, largest, 1)
+        return largest[..., 0, 0] * jnp.sqrt(jnp.sum(rows * rows, (-2, -1)))
 
     def body(dh: Array, rows: tuple[Array, Gates]) -> tuple[Array, tuple[Array, Array]]:
         h, gates = jax.tree.map(lambda a: a[..., None, :], rows)  # [..., 1, H]: the same for all cotangents

@@ -52,6 +52,7 @@ CASES = [
     (lambda: dynamics.stability(PARAMS, inputs=jnp.ones(2)), "inputs", "[3]", "float32 [2]"),
     (lambda: dynamics.stability_penalty(PARAMS, margin=-0.1), "margin", "at least 0", "-0.1"),
     (lambda: dynamics.plots.phase_portrait(PARAMS, X[0]), "params", "2 units", "4"),
+    (lambda: dynamics.plots.memory_over_time(dynamics.memory(PARAMS, XS), "gates"), "of", "'states'", "'gates'"),
 ]
 
 
