@@ -27,6 +27,8 @@ NAMES = {
     "features": "speed.features",
     "benchmark": "speed.benchmark",
     "sweep": "tasks.sweep",
+    "memory": "tasks.memory",
+    "jacobians": "speed.jacobians",
     "training": "speed.overhead",
     "data": "datasets.data",
     "report": "report.page",

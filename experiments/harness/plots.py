@@ -251,3 +251,25 @@ def surface(path: Path, scores: np.ndarray, rates: np.ndarray, biases: np.ndarra
     axes.set(xlabel="initial forget bias", ylabel="learning rate")
     figure.colorbar(image, ax=axes, label="best test accuracy (%)")
     save(figure, path)
+
+
+def memory_curves(path: Path, rows: list[dict[str, Any]]) -> None:
+    """How much the outputs depend on earlier states, one panel per task, before (dashed) and after training."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    colours = {"1": ORANGE, "-1": "#009E73", "chrono": BLUE}
+    figure, panels = figure_of(1, len(tasks), figsize=(WIDTH, 2.7), squeeze=False)
+    for axes, task in zip(panels.flat, tasks, strict=True):
+        for row in (row for row in rows if row["task"] == task):
+            bias = row["forget_bias"]
+            label = "chrono" if bias == "chrono" else f"b_f = {bias}"
+            axes.plot(row["before"]["curve"], color=colours[bias], linestyle="dashed", linewidth=1)
+            axes.plot(row["after"]["curve"], color=colours[bias], linewidth=1.5, label=label)
+            axes.set(title=row["title"], xlabel="steps before the last", yscale="log", ylim=(1e-6, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("derivative relative to the last step")
+    shown, labels = panels[0, 0].get_legend_handles_labels()
+    lines = require("matplotlib.lines", "experiments").Line2D
+    shown += [lines([], [], color="black", linestyle=style) for style in ("dashed", "solid")]
+    labels = [*labels, "before training", "after"]
+    figure.legend(shown, labels, loc="outside lower center", ncols=5, frameon=False)
+    save(figure, path, digest_of(rows))

@@ -16,8 +16,9 @@ from typing import Any, get_args
 from experiments.harness import cells, measures, plots
 from experiments.report import questions, tasks
 from experiments.run import BadRequest
-from experiments.speed import features, overhead, tables
+from experiments.speed import features, jacobians, overhead, tables
 from experiments.speed import plots as speed_plots
+from experiments.tasks import memory
 
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
 TASKS_PAGE = "results/README.md"
@@ -107,6 +108,10 @@ def tables_of(folder: Path) -> dict[str, str]:
         made |= {f"benchmark {name}": "\n".join(make(rows)) for name, make in tables.TABLES.items()}
     if rows := _result(folder, "training").get("rows"):
         made["training"] = "\n".join(overhead.table(rows))
+    if rows := _result(folder, "memory").get("rows"):
+        made["memory"] = memory.table(rows)
+    if rows := _result(folder, "jacobians").get("rows"):
+        made["jacobians"] = jacobians.table(rows)
     if result := _result(folder, "features"):
         made["features"] = features.table(result["found"], result["peers"])
     return made | {"commands": commands(every(results))}
@@ -160,6 +165,9 @@ def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], Any]]]:
                 plots.seeds_of_ways(path, runs, questions.QUESTIONS[name], measure_of)
 
             yield path, plots.digest(runs), draw
+    if rows := _result(folder, "memory").get("rows"):
+        path = folder / "results" / "memory.png"
+        yield path, plots.digest_of(rows), lambda path=path, rows=rows: plots.memory_curves(path, rows)
     if rows := _result(folder, "benchmark").get("rows"):
         for name, function in speed_plots.PICTURES.items():
             path = folder / "results" / f"benchmark_{name}.png"

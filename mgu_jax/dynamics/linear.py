@@ -66,7 +66,7 @@ def jvp(params: Params, h: Array, x: Array, v: Array, w: Array | None = None, ce
     Args:
         params, h, x, cell: as in ``jacobian``.
         v: [..., H], the change of the state.
-        w: [..., D], the change of the input; ``None`` is none.
+        w: [..., D], the change of the input; ``None`` for no change.
 
     Raises:
         TypeError, ValueError: as ``jacobian``.

@@ -10,7 +10,7 @@ from mgu_jax import dynamics
 from tests import laws
 
 T, B, H = 6, 2, 5
-QUICK = ("MGU", "norm")
+QUICK = ("FLAX_MGU",)
 
 
 def by_autodiff(cell, params, xs, h0):

@@ -81,6 +81,31 @@ def test_gradients(tmp_path, capsys):
     assert "worst against autodiff" in capsys.readouterr().out
 
 
+def test_memory(tmp_path, capsys):
+    """Curves of three biases, before and after; the bias that remembers longest at the start is chrono's."""
+    assert run("memory", "--quick", "--tasks", "adding", "--out", tmp_path / "run") == 0
+    rows = result(tmp_path / "run")["rows"]
+    assert [(row["task"], row["forget_bias"]) for row in rows] == [("adding", bias) for bias in ("1", "-1", "chrono")]
+    for row in rows:
+        for when in ("before", "after"):
+            curve = row[when]["curve"]
+            assert len(curve) == 10
+            assert curve[0] == 1
+    ends = [row["before"]["curve"][-1] for row in rows]
+    assert ends == sorted(ends)
+    assert is_png(tmp_path / "run" / "memory.png")
+    assert "| Adding, 10 numbers | chrono | squared error" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_jacobians(tmp_path, capsys):
+    assert run("jacobians", "--quick", "--out", tmp_path / "run") == 0
+    made = result(tmp_path / "run")
+    assert [row["cell"] for row in made["rows"]] == ["MGU", "RESET_AFTER_MGU", "UGRNN", "DIAGONAL_MGU"]
+    assert all(0 < row["low"] <= row["ms"] <= row["high"] for row in made["rows"])
+    assert "`jax.jacrev`" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST, reason="MGU_JAX_DATA names no folder with the MNIST files")
 def test_mnist_rows_on_the_real_files(tmp_path, monkeypatch):
