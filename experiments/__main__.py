@@ -26,6 +26,7 @@ NAMES = {
     "gradients": "tasks.gradients",
     "features": "speed.features",
     "benchmark": "speed.benchmark",
+    "benchmark-gpu": "speed.gpu",
     "sweep": "tasks.sweep",
     "memory": "tasks.memory",
     "jacobians": "speed.jacobians",

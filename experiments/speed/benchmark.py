@@ -6,6 +6,7 @@ states. The arithmetic of a size is timed as the MGU's multiply-adds at the rate
 Needs the extra ``peers``; a library that is not installed is left out, and the output says so.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 
 import mgu_jax as mgu
 from experiments.run import BadRequest, Common, Run, use_devices
-from experiments.speed import peers, tables, timing
+from experiments.speed import gpu, peers, tables, timing
 from experiments.speed import plots as speed_plots
 from experiments.speed.timing import Size
 
@@ -217,6 +218,10 @@ def main(config: Config) -> None:
     if config.seed:
         raise BadRequest("--seed has no meaning for benchmark, whose times do not depend on the numbers.")
     devices = use_devices(config.devices)
+    if jax.default_backend() == "gpu":
+        print("This machine has a GPU, so this is benchmark-gpu.")
+        shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(Common)}
+        return gpu.main(gpu.Config(**shared))
     packages = {"flax": "flax", "equinox": "equinox", "haiku": "dm-haiku", "keras": "keras", "torch": "torch"}
     missing = [name for module, name in packages.items() if not peers.installed(module)]
     if missing:

@@ -40,7 +40,7 @@ class Layer:
     batch_first: bool = False
 
 
-def _ours(size: Size, cell: mgu.Cell = mgu.MGU, **options: Any) -> Any:
+def ours(size: Size, cell: mgu.Cell = mgu.MGU, **options: Any) -> Any:
     _, _, D, H = size
     return lambda params, xs: mgu.scan(params, xs, cell=cell, **options)[0], mgu.init(jax.random.key(0), D, H, cell)
 
@@ -97,15 +97,15 @@ def _keras(size: Size) -> Any:
 
 
 OURS = {
-    "MGU": Layer("mgu_jax", _ours),
-    "MGU, states": Layer("mgu_jax", partial(_ours, save="states")),
-    "MGU, states, one segment": Layer("mgu_jax", partial(_ours, save="states", segment=1_000_000)),
-    "MGU, segments": Layer("mgu_jax", partial(_ours, save="segments")),
-    "MGU, autodiff": Layer("mgu_jax", partial(_ours, implementation="autodiff")),
-    "RESET_AFTER_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.RESET_AFTER_MGU)),
-    "FLAX_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.FLAX_MGU)),
-    "DIAGONAL_MGU": Layer("mgu_jax", partial(_ours, cell=mgu.DIAGONAL_MGU)),
-    "MIN_GRU": Layer("mgu_jax", partial(_ours, cell=mgu.MIN_GRU)),
+    "MGU": Layer("mgu_jax", ours),
+    "MGU, states": Layer("mgu_jax", partial(ours, save="states")),
+    "MGU, states, one segment": Layer("mgu_jax", partial(ours, save="states", segment=1_000_000)),
+    "MGU, segments": Layer("mgu_jax", partial(ours, save="segments")),
+    "MGU, autodiff": Layer("mgu_jax", partial(ours, implementation="autodiff")),
+    "RESET_AFTER_MGU": Layer("mgu_jax", partial(ours, cell=mgu.RESET_AFTER_MGU)),
+    "FLAX_MGU": Layer("mgu_jax", partial(ours, cell=mgu.FLAX_MGU)),
+    "DIAGONAL_MGU": Layer("mgu_jax", partial(ours, cell=mgu.DIAGONAL_MGU)),
+    "MIN_GRU": Layer("mgu_jax", partial(ours, cell=mgu.MIN_GRU)),
 }
 PEERS = {
     "flax MGU": Layer("flax", partial(_flax, name="MGUCell")),

@@ -17,8 +17,17 @@ pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the k
 
 
 # The interpreter and the lowering take seconds each, so the default run takes these members, ``-m slow`` the others.
-FIRST = ("MGU", "FLAX_MGU", "DIAGONAL_MGU")
-EACH = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in MEMBERS]
+FIRST = {
+    ("MGU", "all forward"),
+    ("MGU", "all in reverse"),
+    ("FLAX_MGU", "all forward"),
+    ("DIAGONAL_MGU", "all in reverse"),
+}
+EACH = [
+    pytest.param(name, options, marks=[] if (name, options) in FIRST else pytest.mark.slow)
+    for name in MEMBERS
+    for options in OPTIONS
+]
 
 
 @pytest.fixture
@@ -27,8 +36,7 @@ def interpreted():
         yield
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize(("name", "options"), EACH)
 def test_obeys_the_laws(name, options, interpreted):
     obeys(MEMBERS[name], **OPTIONS[options])
 
@@ -57,7 +65,9 @@ def test_coarser_products_are_as_exact_as_they_say(precision, compute_dtype, tol
     laws.assert_close(gradients, right[1], tolerance)
 
 
-@pytest.mark.parametrize("name", ["MGU", pytest.param("FLAX_MGU", marks=pytest.mark.slow), "MGU3"])
+@pytest.mark.parametrize(
+    "name", ["MGU", *(pytest.param(name, marks=pytest.mark.slow) for name in ("FLAX_MGU", "MGU3"))]
+)
 def test_no_races(name):
     """All of a step's waiting is there: the interpreter watches every access to shared memory."""
     with mosaic.interpreted(detect_races=True):
@@ -167,7 +177,7 @@ def test_inside_shard_map(monkeypatch):
 
 SIZES = [(64, "bfloat16"), (64, None), (128, "bfloat16"), (128, None), (192, "bfloat16"), (192, None)]
 KERNELS = [
-    (name, *size) if name == "MGU" and size[0] != 128 else pytest.param(name, *size, marks=pytest.mark.slow)
+    (name, *size) if name == "MGU" and size in SIZES[::5] else pytest.param(name, *size, marks=pytest.mark.slow)
     for name in MEMBERS
     for size in SIZES
 ]
@@ -178,6 +188,22 @@ def test_lowers_for_cuda(name, H, compute_dtype, monkeypatch):
     """Every member, size class and accuracy becomes two kernels, forward and back, and no loop of XLA's."""
     text = program("cuda", monkeypatch, cell=MEMBERS[name], H=H, compute_dtype=compute_dtype)
     assert text.count("custom_call @mosaic_gpu") == 2
+    assert "stablehlo.while" not in text
+
+
+def test_seeds_of_a_model_share_its_launches(monkeypatch):
+    """Three seeds of two layers that read in both directions: four kernels forward and four back, without a flag."""
+    monkeypatch.setattr(gpu, "_is_hopper", lambda: True)
+    model = mgu.Model(8, (64, 100), 10, readout="last", bidirectional="concatenate")
+    params = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), 3))
+
+    def loss(params, xs, lengths):
+        return jnp.sum(model.apply(params, xs, lengths=lengths) ** 2)
+
+    arguments = (params, jnp.zeros((5, 20, 8)), jnp.zeros(20, jnp.int32))
+    traced = jax.jit(jax.vmap(jax.grad(loss), (0, None, None))).trace(*arguments)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @mosaic_gpu") == 8
     assert "stablehlo.while" not in text
 
 

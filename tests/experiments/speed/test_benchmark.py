@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.speed import peers, plots, tables, timing
+from experiments.speed import gpu, peers, plots, tables, timing
 from experiments.speed.benchmark import MEMORY, ON_DEVICES
 from mgu_jax.gradients import relative_error
 from tests.experiments.common import is_png
@@ -107,3 +107,22 @@ def test_without_peers_there_is_no_empty_picture(tmp_path):
     assert not plots.ratios(tmp_path / "ratios.png", rows)
     assert plots.arithmetic(tmp_path / "arithmetic.png", rows)
     assert [path.name for path in tmp_path.iterdir()] == ["arithmetic.png"]
+
+
+def test_on_a_gpu_quick(tmp_path, capsys, quick_compiler):
+    """It runs on any machine at tiny sizes; what ran is named, and the table comes last."""
+    assert main(["benchmark-gpu", "--quick", "--out", str(tmp_path / "run")]) == 0
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
+    timed = [row for row in rows if row["part"] == "time"]
+    assert {row["implementation"] for row in timed if row["name"] in gpu.OURS} == {"manual"}
+    assert {row["name"] for row in timed} >= set(gpu.OURS) | {"flax MGU", "flax GRU"}
+    assert all(row["us_per_step"] > 0 and row["times_ours"] > 0 for row in timed)
+    assert [row["count"] for row in rows if row["part"] == "members"] == [1, 2]
+    assert is_png(tmp_path / "run" / "times.png")
+    said = capsys.readouterr().out
+    assert said.index("forward and training") < said.index("2 members under vmap")
+
+
+def test_without_a_gpu_its_numbers_are_refused(tmp_path, capsys):
+    assert main(["benchmark-gpu", "--out", str(tmp_path / "run")]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
