@@ -65,7 +65,7 @@ def _run(arguments: list[str] | None) -> int:
                 raise BadRequest(f"{name} must stand alone; got {' '.join(flags)}.")
             print("python -m experiments NAME [--flags], where NAME is one of:\n")
             for known in NAMES:
-                print(f"  {known:13}{(_module(known).__doc__ or '').splitlines()[0]}")
+                print(f"  {known:15}{(_module(known).__doc__ or '').splitlines()[0]}")
             print("\npython -m experiments NAME --help shows the flags of one.")
             return 0
         if name not in NAMES:
