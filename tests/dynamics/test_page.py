@@ -70,6 +70,11 @@ def test_a_section_draws_its_figure(section, quick_compiler, tmp_path, monkeypat
     assert is_png(FOLDER / link)
 
 
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)", PAGE):
+        assert (FOLDER / link).exists(), link
+
+
 def test_the_table_names_functions_that_exist():
     for name, arguments in re.findall(r"^\| `(\w+)\((.*?)\)`", PAGE, re.MULTILINE):
         assert callable(getattr(dynamics, name))
