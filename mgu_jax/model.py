@@ -190,24 +190,28 @@ class Model:
         *,
         state: State | None = None,
         lengths: Array | None = None,
+        mask: Array | None = None,
         resets: Array | None = None,
         key: Array | None = None,
         training: bool | None = None,
         return_state: bool = False,
+        return_hidden: bool = False,
         **rates: Any,
     ) -> Any:
-        """The outputs ys of whole sequences, or ``(ys, state)`` with ``return_state``.
+        """The outputs ys of whole sequences, or ``(ys, state)``, ``(ys, hs)`` or ``(ys, state, hs)``.
 
         Args:
             params: as ``init`` makes them.
             xs: [T, ..., D], or tokens [T, ...]. Only tokens in a NumPy array are checked to be in range: to check a
                 JAX array, the call would have to wait for the device.
             state: the state before the first step; ``start(params)`` if ``None``.
-            lengths: as in ``scan``.
+            lengths, mask: as in ``scan``.
             resets: as in ``scan``; a reset goes back to ``start(params)``, even if ``state`` is given.
             key: one PRNG key for the noise; without a key there is no noise.
             training: ``True`` requires a key if any rate is above 0; ``False`` turns the noise off.
             return_state: also return the state after the last valid step.
+            return_hidden: also return the hidden states hs, one array [T, ..., H] for each layer, as ``scan`` gives
+                them: before dropout and the residual sum, with two directions merged, and zero at steps left out.
             rates: ``dropout``, ``recurrent_dropout``, ``zoneout`` or ``dropconnect`` for this call, instead of the
                 model's own; may be traced.
 
@@ -222,9 +226,10 @@ class Model:
         checks.check_choice("training", training, (None, False, True))
         rates = self._check_rates(rates, key, training)
         key = None if training is False else key
-        self._check_inputs(params, xs, "xs", "T, ..., ", lengths)
-        ys, last = self._run(params, xs, state, lengths, resets, key, rates)
-        return (ys, last) if return_state else ys
+        self._check_inputs(params, xs, "xs", "T, ..., ", lengths, mask)
+        ys, last, hidden = self._run(params, xs, state, lengths, mask, resets, key, rates)
+        chosen = [value for value, wanted in ((last, return_state), (hidden, return_hidden)) if wanted]
+        return (ys, *chosen) if chosen else ys
 
     def step(
         self, params: ModelParams, x: Any, state: State | None = None, *, reset: Array | None = None
@@ -250,7 +255,7 @@ class Model:
         self._check_inputs(params, x, "x", "..., ")
         check_resets(reset, self._batch(x[None]), "x", "reset")
         resets = None if reset is None else reset[None]
-        ys, new_state = self._run(params, x[None], state, None, resets, None, self.rates)
+        ys, new_state, _ = self._run(params, x[None], state, None, None, resets, None, self.rates)
         return (ys[0] if self.readout == "all" else ys), new_state
 
     def start(self, params: ModelParams, batch: tuple[int, ...] = ()) -> State:
@@ -268,17 +273,18 @@ class Model:
                 checks.check_size(f"batch[{i}]", size, 0)
         return self._initial_state(params, batch)
 
-    def _run(self, *arguments: Any) -> tuple[Array, State]:
+    def _run(self, *arguments: Any) -> tuple[Array, State, tuple[Array, ...]]:
         """``_compute`` on any mesh."""
         return mesh.automatic(self._compute, arguments, self._placed)
 
     def _placed(
-        self, params: ModelParams, xs: Array, state: State | None, lengths: Any, resets: Any, *_: Any
-    ) -> tuple[PartitionSpec, State]:
-        """How ys and the last state are split on a mesh with explicit axes: as xs, the state and the weights are."""
+        self, params: ModelParams, xs: Array, state: State | None, lengths: Any, mask: Any, resets: Any, *_: Any
+    ) -> tuple[PartitionSpec, State, tuple[PartitionSpec, ...]]:
+        """How ys, the last state and the hidden states are split on a mesh with explicit axes: as the arguments are."""
         axes = len(self._batch(xs)) + 1
         states = ((None, *mesh.spec(h)[:-1]) for h in jax.tree.leaves(state))
-        where = mesh.merged(mesh.spec(xs)[:axes], mesh.spec(resets), (None, *mesh.spec(lengths)), *states)
+        steps = mesh.spec(xs)[:axes], mesh.spec(mask), mesh.spec(resets)
+        where = mesh.merged(*steps, (None, *mesh.spec(lengths)), *states)
 
         def rows(where: tuple[Any, ...], W: Array) -> PartitionSpec:
             return PartitionSpec(*mesh.merged(where, (*[None] * len(where), mesh.spec(W)[-1])))
@@ -287,7 +293,9 @@ class Model:
             return layers and tuple(rows(where[1:], layer.W_h) for layer in layers)
 
         ys = rows(where if self.readout == "all" else where[1:], params.W_y)
-        return ys, State(last(params.layers), last(params.backward))
+        both = self.bidirectional == "concatenate"
+        hidden = tuple(PartitionSpec(*where) if both else rows(where, layer.W_h) for layer in params.layers)
+        return ys, State(last(params.layers), last(params.backward)), hidden
 
     def _batch(self, xs: Array) -> tuple[int, ...]:
         """The batch axes of inputs, [T, ..., D] or tokens [T, ...]."""
@@ -299,11 +307,12 @@ class Model:
         xs: Array,
         state: State | None,
         lengths: Array | None,
+        mask: Array | None,
         resets: Array | None,
         key: Array | None,
         rates: dict[str, Any],
-    ) -> tuple[Array, State]:
-        """ys and the last state, for inputs xs that are checked."""
+    ) -> tuple[Array, State, tuple[Array, ...]]:
+        """ys, the last state and the hidden states of every layer, for inputs xs that are checked."""
         hs = xs if self.embedding_size is None else _rows_of(params.embedding, xs)
         batch = hs.shape[1:-1]
         initial = self._initial_state(params, batch)
@@ -320,6 +329,7 @@ class Model:
                 cell=self.cell,
                 execution=self.execution,
                 lengths=lengths,
+                mask=mask,
                 resets=resets,
                 # A reset goes back to the model's own initial state, even if another state was given.
                 reset_to=None if resets is None else getattr(initial, name)[i],
@@ -329,7 +339,7 @@ class Model:
             )
 
         end: Any = None
-        last, last_backward = [], []
+        last, last_backward, hidden = [], [], []
         for i in range(len(params.layers)):
             new, new_end = run_layer("layers", i, hs)
             last.append(new_end)
@@ -337,16 +347,17 @@ class Model:
                 backward, backward_end = run_layer("backward", i, hs)
                 last_backward.append(backward_end)
                 new, new_end = self._merge(new, backward), self._merge(new_end, backward_end)
+            hidden.append(new)
             if self.residual and i > 0 and new.shape == hs.shape:
                 new, new_end = new + hs, new_end + end
             if key is not None and not is_off(rates["dropout"]):
                 # The steps and the end of a sequence have separate masks; the readout uses only one of them.
                 shape = (len(new) + 1, *new.shape[1:])
-                mask = dropout_mask(jax.random.fold_in(key, 3 * i + 2), rates["dropout"], shape, new.dtype)
-                new, new_end = new * mask[:-1], new_end * mask[-1]
+                kept = dropout_mask(jax.random.fold_in(key, 3 * i + 2), rates["dropout"], shape, new.dtype)
+                new, new_end = new * kept[:-1], new_end * kept[-1]
             hs, end = new, new_end
-        ys = self._read_out(params, hs, end, lengths)
-        return ys, State(tuple(last), tuple(last_backward) or None)
+        ys = self._read_out(params, hs, end, _steps(hs, lengths, mask))
+        return ys, State(tuple(last), tuple(last_backward) or None), tuple(hidden)
 
     def _width(self, layer: int) -> int:
         """The width of a layer's output; layer -1 is the input."""
@@ -368,7 +379,9 @@ class Model:
     def _merge(self, forward: Array, backward: Array) -> Array:
         return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
 
-    def _check_inputs(self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None) -> None:
+    def _check_inputs(
+        self, params: Any, xs: Any, name: str, leading: str, lengths: Any = None, mask: Any = None
+    ) -> None:
         """Raise TypeError or ValueError unless params and xs fit the model; ``leading`` are the axes before D."""
         self._check_params(params)
         if self.embedding_size is None:
@@ -380,15 +393,15 @@ class Model:
             raise TypeError(f"{name} must be tokens, whole numbers [{shape}]; got {checks.describe(xs)}.")
         if lengths is not None:
             check_lengths(lengths, xs.shape[0], xs.shape[1:])
+        check_resets(mask, xs.shape, name="mask")
         if isinstance(xs, np.ndarray):  # reading a JAX array would wait for the device
-            counted = checks.steps_within(len(xs), lengths, None) if leading.startswith("T") else None
+            counted = checks.steps_within(len(xs), lengths, mask) if leading.startswith("T") else None
             checks.check_below(name, xs, self.input_size, "tokens of this model", counted)
 
-    def _read_out(self, params: ModelParams, hs: Array, end: Any, lengths: Any) -> Array:
-        """ys of the last layer's outputs, hs at all steps and end at the end of each sequence."""
+    def _read_out(self, params: ModelParams, hs: Array, end: Any, steps: Any) -> Array:
+        """ys of the last layer's outputs, hs at all steps and end at the end of each sequence of so many steps."""
         rows = end if self.readout == "last" else hs
         if self.readout == "mean":
-            steps = jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
             wide = _widened(hs)
             rows = (jnp.sum(wide, 0) / jnp.maximum(steps, 1).astype(wide.dtype)[..., None]).astype(hs.dtype)
         ys = self.execution.product(rows, params.W_y)
@@ -481,14 +494,19 @@ def _widths(layers: Any) -> tuple[Any, ...]:
     return tuple((getattr(getattr(layer, "b_h", None), "shape", ()) or (None,))[-1] for layer in layers)
 
 
+def _steps(hs: Array, lengths: Any, mask: Any) -> Array:
+    """The number of valid steps of each sequence, [...], for hs [T, ..., H]."""
+    if mask is None:
+        return jnp.full(hs.shape[1:-1], hs.shape[0]) if lengths is None else jnp.asarray(lengths)
+    if lengths is not None:
+        steps = jnp.arange(len(hs), dtype=jnp.int32).reshape(-1, *[1] * (hs.ndim - 2))
+        mask = mask & (steps < jnp.asarray(lengths, jnp.int32)[None])
+    return jnp.sum(mask, 0, dtype=jnp.int32)
+
+
 def _widened(a: Array) -> Array:
     """The array in float32 at least, the precision in which we sum over steps and samples."""
     return a.astype(jnp.float32) if a.dtype.itemsize < 4 else a
-
-
-def _rows_of(embedding: Array, tokens: Array) -> Array:
-    """The rows of the tokens. The gradient of a row is a sum over all places where its token stands, as above."""
-    return jnp.take(_widened(embedding), tokens, axis=0).astype(embedding.dtype)
 
 
 def _on_rows(a: Array, shape: tuple[int, ...]) -> Array:
@@ -497,6 +515,11 @@ def _on_rows(a: Array, shape: tuple[int, ...]) -> Array:
     In bfloat16, the sum of a thousand equal numbers would stop growing after the first few hundred.
     """
     return jnp.broadcast_to(_widened(a), shape).astype(a.dtype)
+
+
+def _rows_of(embedding: Array, tokens: Array) -> Array:
+    """The rows of the tokens. The gradient of a row is a sum over all places where its token stands, as above."""
+    return jnp.take(_widened(embedding), tokens, axis=0).astype(embedding.dtype)
 
 
 def _fold(key: Array | None, number: int) -> Array | None:

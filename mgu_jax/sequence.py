@@ -135,6 +135,7 @@ def scan(
     *,
     cell: Cell = MGU,
     lengths: Array | None = None,
+    mask: Array | None = None,
     resets: Array | None = None,
     reset_to: Array | None = None,
     reverse: bool = False,
@@ -162,6 +163,8 @@ def scan(
         lengths: whole numbers [...] in [0, T], the number of steps of each sequence. The steps after them are padding:
             the state stays as it is, hs is zero there, and no gradient flows. The padding in xs may hold anything, NaN
             included.
+        mask: bool [T, ...]; where false, the step is a hole in the sequence, such as a missing observation, and is left
+            out like padding. A reset at such a step still takes place.
         resets: bool [T, ...]; where true, the step starts from h0, or from reset_to.
         reset_to: [..., H], the state from which a step with a reset starts; h0 if ``None``. Give it where h0 comes from
             an earlier part of the same sequence.
@@ -204,6 +207,7 @@ def scan(
         cell=cell,
         execution=Execution(implementation, save, segment, precision, compute_dtype),
         lengths=lengths,
+        mask=mask,
         resets=resets,
         reset_to=reset_to,
         reverse=reverse,
@@ -249,6 +253,7 @@ def run(
     cell: Cell,
     execution: Execution,
     lengths: Array | None = None,
+    mask: Array | None = None,
     resets: Array | None = None,
     reset_to: Array | None = None,
     reverse: bool = False,
@@ -272,6 +277,7 @@ def run(
         h0 = jnp.zeros((*batch, H), dtype)
     check_state("h0", h0, tuple(batch), params)
     check_lengths(lengths, T, tuple(batch))
+    check_resets(mask, (T, *batch), name="mask")
     check_resets(resets, (T, *batch))
     if reset_to is not None:
         check_state("reset_to", reset_to, tuple(batch), params)
@@ -283,7 +289,7 @@ def run(
     if key is not None:
         checks.check_key("key", key)
 
-    plan, arguments = execution.plan(cell, reverse), (params, xs, h0, lengths, resets, reset_to, key, rates)
+    plan, arguments = execution.plan(cell, reverse), (params, xs, h0, lengths, mask, resets, reset_to, key, rates)
     return mesh.automatic(partial(_run, plan, IMPLEMENTATIONS[implementation]), arguments, _placed)
 
 
@@ -294,6 +300,7 @@ def _run(
     xs: Array,
     h0: Array,
     lengths: Array | None,
+    mask: Array | None,
     resets: Array | None,
     reset_to: Array | None,
     key: Array | None,
@@ -305,28 +312,31 @@ def _run(
     xs, h0 = jnp.reshape(xs, (T, B, D)), jnp.reshape(h0, (B, H))
     h_reset = None if resets is None else h0 if reset_to is None else jnp.reshape(reset_to, (B, H))
     reset = None if resets is None else jnp.reshape(resets, (T, B, 1))
-    alpha, mask = sample(key, rates, (T, B, H), dtype)
+    alpha, dropped = sample(key, rates, (T, B, H), dtype)
     params = mask_weights(key, rates.dropconnect, params)
-    valid = None
+    valid = None if mask is None else jnp.reshape(mask, (T, B, 1))
     if lengths is not None:
-        valid = _before(lengths, T, B)
+        before = _before(lengths, T, B)
+        valid = before if valid is None else valid & before
+        reset = None if reset is None else reset & before
+    if valid is not None:
         xs = jnp.where(valid, xs, 0)  # padding may hold NaN, and 0 * NaN is NaN
         alpha = valid.astype(dtype) if alpha is None else jnp.where(valid, alpha, 0)
-        reset = None if reset is None else reset & valid
 
-    hs, h_last = implementation(plan, *mesh.vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, mask))))
+    hs, h_last = implementation(plan, *mesh.vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, dropped))))
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (T, *batch, H)), jnp.reshape(h_last, (*batch, H))
 
 
 def _placed(
-    params: Params, xs: Array, h0: Array, lengths: Any, resets: Any, reset_to: Any, *_: Any
+    params: Params, xs: Array, h0: Array, lengths: Any, mask: Any, resets: Any, reset_to: Any, *_: Any
 ) -> tuple[PartitionSpec, PartitionSpec]:
     """How hs and h_last are split on a mesh with explicit axes: as xs, the state and the columns of W_h are."""
     where = mesh.merged(
         mesh.spec(xs)[:-1],
         mesh.spec(resets),
+        mesh.spec(mask),
         (None, *mesh.spec(lengths)),
         (*[None] * (xs.ndim - 1), mesh.spec(params.W_h)[-1]),
         (None, *mesh.spec(h0)),

@@ -51,10 +51,12 @@ OTHER_PAIRS = [pair for pair in PAIRS if pair[1] in OTHERS]
 
 KEY = jax.random.key(7)
 LENGTHS, RESETS = np.array([5, 0, 6]), np.random.default_rng(5).random((6, 3)) < 0.4
+MASK = np.random.default_rng(8).random((6, 3)) < 0.7
 # Options of scan, for T = 6, B = 3.
 OPTIONS = {
     "reverse": {"reverse": True},
     "lengths": {"lengths": LENGTHS},
+    "mask": {"mask": MASK},
     "resets": {"resets": RESETS},
     "resets elsewhere": {"resets": RESETS, "reset_to": np.random.default_rng(6).standard_normal((3, 5))},
     "recurrent_dropout": {"recurrent_dropout": 0.4, "key": KEY},
@@ -107,7 +109,7 @@ def named(dparams, dxs, dh0, dreset_to=None):
     return {k: v for k, v in found.items() if v is not None}
 
 
-def expected(case, cell, *, key=None, dropconnect=0.0, save=None, segment=None, precision=None, **options):
+def expected(case, cell, *, key=None, dropconnect=0.0, mask=None, save=None, segment=None, precision=None, **options):
     """(outputs, gradients) of the oracle, for any number of batch axes and the noise that ``scan`` draws.
 
     ``save``, ``segment`` and ``precision`` are ignored: by law, they change no result beyond the tolerance.
@@ -119,14 +121,18 @@ def expected(case, cell, *, key=None, dropconnect=0.0, save=None, segment=None, 
     with jax.enable_x64(True):
         ones = jax.tree.map(jnp.ones_like, cast(case.params, "float64"))
         weights = jax.tree.map(np.asarray, noise.mask_weights(key, dropconnect, ones))
-        alpha, mask = (None if a is None else np.asarray(a) for a in noise.sample(key, rates, (T, B, H), "float64"))
+        alpha, dropped = (None if a is None else np.asarray(a) for a in noise.sample(key, rates, (T, B, H), "float64"))
     params = jax.tree.map(np.multiply, case.params, weights)
     if (reset_to := options.get("reset_to")) is not None:
         options["reset_to"] = reset_to.reshape(B, H)
     alpha = None if alpha is None else np.broadcast_to(alpha, (T, B, H))
+    # No part of the update takes place at a hole, where hs is zero; a reset does.
+    there = np.ones((T, B, 1)) if mask is None else np.reshape(mask, (T, B, 1))
+    alpha = alpha if mask is None else np.broadcast_to(there * (1 if alpha is None else alpha), (T, B, H))
 
-    hs, h_last, kept = oracle.forward(cell, params, xs, h0, alpha=alpha, mask=mask, **options)
-    dhs, dh_last = case.dhs.reshape(T, B, H), case.dh_last.reshape(B, H)
+    hs, h_last, kept = oracle.forward(cell, params, xs, h0, alpha=alpha, mask=dropped, **options)
+    dhs, dh_last = there * case.dhs.reshape(T, B, H), case.dh_last.reshape(B, H)
+    hs = there * hs
     grads = oracle.backward(cell, params, xs, h0, kept, dhs, dh_last, **options)
     for name, value in weights._asdict().items():
         if value is not None:

@@ -207,6 +207,26 @@ def test_readout_last_uses_the_last_valid_step():
     close(ys[1], params.b_y)  # length 0: the initial state, which is zero
 
 
+@pytest.mark.parametrize("readout", ["all", "last", "mean"])
+def test_a_mask_leaves_steps_out_of_all_layers_and_of_the_readout(readout):
+    """A sequence with holes gives what the sequence without these steps gives."""
+    model = mgu.Model(3, (4, 4), 2, readout=readout, bidirectional="sum", residual=True)
+    params, there = model.init(KEY), np.array([True, False, True, True, False, False, True])
+    xs = jax.random.normal(KEY, (7, 1, 3))
+    spoilt = jnp.where(there[:, None, None], xs, jnp.nan)
+    ys, state, hs = model.apply(
+        params, spoilt, mask=there[:, None], lengths=jnp.array([6]), return_state=True, return_hidden=True
+    )
+    right, right_state, right_hs = model.apply(params, xs[jnp.array([0, 2, 3])], return_state=True, return_hidden=True)
+    np.testing.assert_allclose(ys[jnp.array([0, 2, 3])] if readout == "all" else ys, right, rtol=0, atol=1e-6)
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(right_state), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    for got, wanted in zip(hs, right_hs, strict=True):
+        np.testing.assert_allclose(got[jnp.array([0, 2, 3])], wanted, rtol=0, atol=1e-6)
+        assert not np.any(got[jnp.array([1, 4, 5, 6])])
+    rejects(lambda: model.apply(params, xs, mask=there), "mask", "[7, 1]", "[7]")
+
+
 def test_embedding():
     model, params = made(11, (5,), 2, embedding_size=4)
     tokens = jax.random.randint(KEY, (7, 3), 0, 11)

@@ -40,24 +40,40 @@ def check_limits(data: Any, limits: Limits) -> None:
     Raises:
         ValueError: a number is out of range. JAX would read nan in its place or, below zero, another number.
     """
-    time_axis = 1 if isinstance(data, Data) else 0
-    lengths, mask = getattr(data, "lengths", None), getattr(data, "mask", None)
-    counted = checks.steps_within(data.xs.shape[time_axis], lengths, mask, time_axis)
+    axes = 2 if isinstance(data, Data) else 1  # those of the steps: N and T, or L
+    steps = _counted(data)
     for name, limit, of in (("xs", limits.tokens, "tokens"), ("targets", limits.classes, "outputs")):
         numbers = getattr(data, name)
         if limit is not None and hasattr(numbers, "dtype") and jnp.issubdtype(numbers.dtype, jnp.integer):
-            steps = counted if numbers.ndim == time_axis + 1 else None
-            checks.check_below(f"data.{name}", numbers, limit, f"the model's {of}", steps)
+            counted = steps if name == "targets" or data.weights is None else _counted(data._replace(weights=None))
+            checks.check_below(f"data.{name}", numbers, limit, f"the model's {of}", _of(counted, numbers.ndim, axes))
     targets: Any = data.targets
     if limits.finite and hasattr(targets, "dtype") and checks.is_concrete(targets):
         numbers = np.asarray(targets).astype(np.float64)
-        if counted is not None and numbers.ndim == time_axis + 2:
-            numbers = numbers[counted]
+        counted = _of(steps, numbers.ndim - 1, axes)
+        numbers = numbers if counted is None else numbers[counted]
         low, high = (0, 1) if limits.share else (-np.inf, np.inf)
         odd = numbers[~((numbers >= low) & (numbers <= high) & np.isfinite(numbers))]
         if odd.size:
             rule = "lie in [0, 1]" if limits.share else "be finite (a mask leaves steps out)"
             raise ValueError(f"data.targets must {rule}; got {odd.flat[0]}.")
+
+
+def _counted(data: Any) -> Any:
+    """Which steps count, [N, T] or [L], for their lengths, mask and weights; ``None`` if all do."""
+    time_axis = 1 if isinstance(data, Data) else 0
+    T = data.xs.shape[time_axis]
+    steps = checks.steps_within(T, getattr(data, "lengths", None), data.mask, time_axis)
+    if data.weights is None or not checks.is_concrete(data.weights):
+        return steps
+    weighted = np.asarray(data.weights) > 0
+    weighted = weighted if weighted.ndim == time_axis + 1 else np.broadcast_to(weighted[:, None], (len(weighted), T))
+    return weighted if steps is None else steps & weighted
+
+
+def _of(steps: Any, entries: int, axes: int) -> Any:
+    """Which entries count: of targets with one entry per step, the steps; of those with one per sample, all."""
+    return steps if entries == axes else None
 
 
 def stack(source: Source, first: int, steps: int, batch_size: int, limits: Limits = Limits()) -> Stacked:
@@ -90,10 +106,24 @@ def reads_every_step(model: Any) -> bool:
     return readout == "all"
 
 
+class Outputs(NamedTuple):
+    """What a model gives for a batch."""
+
+    ys: Any  # [T, B, ...] of a model that reads out every step, otherwise [B, ...]; any pytree of such arrays
+    hs: Any  # the hidden states [T, B, F], those of all layers side by side; None unless asked for
+    carry: Any  # the state after the batch; None without one before it
+
+
 def run_model(
-    model: Model, params: Any, batch: Data, carry: Any, noise: dict[str, Any] | None = None, mesh: Mesh | None = None
-) -> tuple[Any, Any]:
-    """The outputs ys of a batch, and the state after it if ``carry`` is the state before it.
+    model: Model,
+    params: Any,
+    batch: Data,
+    carry: Any,
+    noise: dict[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    hidden: bool = False,
+) -> Outputs:
+    """What a model gives for a batch, if ``carry`` is the state before it.
 
     ``noise`` holds the rates and, for training, the key. On a mesh, each device runs its own part of the batch.
 
@@ -101,16 +131,18 @@ def run_model(
         TypeError, ValueError: the inputs do not fit the model, or it gives something else than it declares.
     """
     _check_inputs(model, params, batch, carry)
-    every_step = reads_every_step(model)
+    samples, steps, whole = PartitionSpec(AXIS), PartitionSpec(None, AXIS), PartitionSpec()
+    marks = {"lengths": batch.lengths, "mask": _time_first(batch.mask), "resets": _time_first(batch.resets)}
+    marks = {name: mark for name, mark in marks.items() if mark is not None}
 
-    def run(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Any, Any]:
-        options = dict(noise or {})
+    def run(params: Any, xs: Any, marks: Any, carry: Any, noise: Any) -> Outputs:
+        options = dict(noise or {}) | marks
         if "key" in options:
             options["training"] = True
-        if lengths is not None:
-            options["lengths"] = lengths
         if carry is not None:
             options |= {"state": carry, "return_state": True}
+        if hidden:
+            options["return_hidden"] = True
         example = f"model.apply({', '.join(['params, xs', *(f'{name}=' for name in options)])})"
         checks.check_takes("model.apply", model.apply, example, params, xs, **options)
 
@@ -118,23 +150,28 @@ def run_model(
             return model.apply(params, xs, **options)
 
         given = call() if isinstance(model, Model) else checks.tried("model.apply", f"xs {checks.describe(xs)}", call)
-        ys, after = (given, None) if carry is None else given
+        ys, *others = given if hidden or carry is not None else (given,)
         check_outputs(model, params, xs, ys)
-        return ys, after
+        hs = others.pop() if hidden else None
+        hs = jnp.concatenate(hs, -1) if isinstance(hs, tuple) else hs
+        return Outputs(ys, hs, *others or (None,))
 
-    def run_part(params: Any, xs: Any, lengths: Any, carry: Any, noise: Any) -> tuple[Any, Any]:
+    def run_part(params: Any, xs: Any, marks: Any, carry: Any, noise: Any) -> Outputs:
         if noise and "key" in noise:  # each part of a batch draws its own noise
             noise = noise | {"key": jax.random.fold_in(noise["key"], lax.axis_index(AXIS))}
-        return run(params, xs, lengths, carry, noise)
+        return run(params, xs, marks, carry, noise)
 
-    arguments = (params, batch.xs.swapaxes(0, 1), batch.lengths, carry, noise)
+    arguments = (params, batch.xs.swapaxes(0, 1), marks, carry, noise)
     if mesh is None:
         return run(*arguments)
     # Without shard_map, XLA gathers the steps of all samples before it multiplies, which takes 1.4 times as long.
-    samples, steps, whole = PartitionSpec(AXIS), PartitionSpec(None, AXIS), PartitionSpec()
-    in_specs = (whole, steps, samples, samples, whole)
-    out_specs = (steps if every_step else samples, samples)
+    in_specs = (whole, steps, {name: samples if name == "lengths" else steps for name in marks}, samples, whole)
+    out_specs = Outputs(steps if reads_every_step(model) else samples, steps, samples)
     return jax.shard_map(run_part, mesh=mesh, check_vma=False, in_specs=in_specs, out_specs=out_specs)(*arguments)
+
+
+def _time_first(marks: Any) -> Any:
+    return None if marks is None else marks.swapaxes(0, 1)
 
 
 def _check_inputs(model: Any, params: Any, batch: Data, carry: Any) -> None:

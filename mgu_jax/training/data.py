@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.layer.params import check_lengths
+from mgu_jax.layer.params import check_lengths, check_resets
 
 
 class Data(NamedTuple):
@@ -28,6 +29,9 @@ class Data(NamedTuple):
     # or dictionary of such arrays, for a loss of the user's own
     targets: Any
     lengths: Any = None  # [N], the number of valid steps of each sample; all T if None
+    mask: Any = None  # bool [N, T]: false at a hole, a step that is left out; the state stays, and no loss counts it
+    resets: Any = None  # bool [N, T]: true where a step starts from the model's first state, as a new episode does
+    weights: Any = None  # [N] or, for a model that reads out every step, [N, T]: how much each counts in a loss
 
 
 class Stream(NamedTuple):
@@ -35,6 +39,9 @@ class Stream(NamedTuple):
 
     xs: Any  # [L, D], or tokens [L]
     targets: Any  # [L] or [L, K]
+    mask: Any = None  # bool [L], as in ``Data``
+    resets: Any = None  # bool [L]
+    weights: Any = None  # [L]
 
 
 class Stacked(NamedTuple):
@@ -106,10 +113,8 @@ def check_data(data: Any, batch_size: int, others: str = "") -> Data:
         raise ValueError(f"data.xs must have shape [N, T, D], or [N, T] of tokens; got {list(data.xs.shape)}.")
     _check_targets(data, "samples")
     if data.lengths is not None:
-        try:
-            check_lengths(data.lengths, data.xs.shape[1], data.xs.shape[:1])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"data.{error}") from None
+        check_lengths(data.lengths, data.xs.shape[1], data.xs.shape[:1], "data.lengths", "data.xs")
+    _check_marks(data, data.xs.shape[:2])
     if len(data.xs) < batch_size:
         raise ValueError(f"data must have at least {batch_size} samples, one batch; got {len(data.xs)}.")
     return data
@@ -123,6 +128,7 @@ def check_stream(data: Any, batch_size: int, window: int) -> Stream:
     if data.xs.ndim < 1:
         raise ValueError("data.xs must have shape [L, D], or [L] of tokens; got [].")
     _check_targets(data, "steps")
+    _check_marks(data, data.xs.shape[:1])
     if windows(data, batch_size, window) < 1:
         least = batch_size * window
         raise ValueError(f"data must have at least {least} steps, {batch_size} rows of {window}; got {len(data.xs)}.")
@@ -144,6 +150,22 @@ def _numbers(name: str, tree: Any) -> Any:
         return None if value is None else checks.as_numbers(name + jax.tree_util.keystr(path), value)
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda value: not isinstance(value, tuple | dict))
+
+
+def _check_marks(data: Any, shape: tuple[int, ...]) -> None:
+    """Check mask, resets and weights, which have one entry per step, or of weights per sample."""
+    for name in ("mask", "resets"):
+        check_resets(getattr(data, name), shape, "data.xs", f"data.{name}")
+    weights = data.weights
+    if weights is None:
+        return
+    if weights.shape not in (shape, shape[:1]):
+        rule = f"{list(shape[:1])}, one per sample, or {list(shape)}" if len(shape) > 1 else f"{list(shape)}"
+        raise ValueError(f"data.weights must have shape {rule}, one per step; got {list(weights.shape)}.")
+    numbers = np.asarray(weights).astype(np.float64)
+    odd = numbers[~((numbers >= 0) & (numbers < np.inf))]
+    if odd.size:
+        raise ValueError(f"data.weights must be finite and at least 0; got {odd.flat[0]}.")
 
 
 def _check_targets(data: Any, what: str) -> None:

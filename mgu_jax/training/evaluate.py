@@ -21,7 +21,7 @@ from mgu_jax.training.data import Data, Stream, as_arrays, check_data, check_str
 from mgu_jax.training.devices import map_members, on_own_devices, to_host
 from mgu_jax.training.hyper import Hyper
 from mgu_jax.training.losses import Loss, is_higher_better
-from mgu_jax.training.measure import check_function, measure, weight_of
+from mgu_jax.training.measure import check_function, measure, takes, weight_of
 from mgu_jax.training.step import Recipe
 
 
@@ -188,9 +188,10 @@ def _measure(
     params: Any, carry: Any, rates: Any, batch: Data, model: Model, metrics: tuple[Loss, ...]
 ) -> tuple[list[Array], Array, Any]:
     """The mean of each metric over a batch, the weight of the batch, and the state after it."""
-    ys, carry = run_model(model, params, batch, carry, rates)
+    ys, hs, carry = run_model(model, params, batch, carry, rates, hidden=takes(metrics, "hs"))
     every_step = reads_every_step(model)
-    return measure(metrics, ys, batch, every_step), weight_of(batch, every_step), carry
+    values = measure(metrics, ys, batch, every_step, hs, params)
+    return [value for value, _ in values], weight_of(batch, every_step), carry
 
 
 _measure_one = jax.jit(_measure, static_argnames=("model", "metrics"))
@@ -215,7 +216,8 @@ def _measure_members(
 
 @partial(jax.jit, static_argnames="model")
 def _run(params: Any, carry: Any, rates: Any, batch: Data, model: Model) -> tuple[Array, Any]:
-    return run_model(model, params, batch, carry, rates)
+    ys, _, carry = run_model(model, params, batch, carry, rates)
+    return ys, carry
 
 
 def check_metrics(metrics: Any) -> None:

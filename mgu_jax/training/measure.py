@@ -12,11 +12,21 @@ from mgu_jax import checks
 from mgu_jax.training.data import Data
 from mgu_jax.training.losses import Loss, called, of_labels, of_numbers, share_of, widened
 
-OPTIONS = ("mask",)  # what a loss or metric may take by name
+# What a loss or metric may take by name, as keyword arguments.
+OPTIONS = ("mask", "weights", "hs", "params")
 
 
-def measure(functions: tuple[Loss, ...], ys: Any, batch: Data, every_step: bool) -> list[Any]:
-    """The losses or metrics of a batch: ys [T, B, ...] of a model that reads out every step, otherwise [B, ...].
+def measure(
+    functions: tuple[Loss, ...], ys: Any, batch: Data, every_step: bool, hs: Any = None, params: Any = None
+) -> list[tuple[Any, dict[str, Any]]]:
+    """The losses or metrics of a batch, each with the auxiliary values that it returns beside.
+
+    Args:
+        functions: of (ys, targets) and, by name, of what is in ``OPTIONS``.
+        ys: [T, B, ...] of a model that reads out every step, otherwise [B, ...].
+        batch: with the targets and what says how much each entry counts.
+        every_step: whether the model reads out every step.
+        hs, params: the hidden states [T, B, F] and the parameters, for functions that take them.
 
     Raises:
         TypeError, ValueError: targets that do not fit, or a function that does not return one number.
@@ -24,12 +34,18 @@ def measure(functions: tuple[Loss, ...], ys: Any, batch: Data, every_step: bool)
     ys, targets = widened(ys), batch.targets
     if every_step:
         targets = jax.tree.map(lambda a: _time_first(a, batch.xs.shape[1]), targets)
-    mask = mask_of(batch) if every_step else None
+    given = {"mask": mask_of(batch) if every_step else None, "weights": weights_of(batch, every_step)}
+    given |= {"hs": widened(hs), "params": params}
     values = []
     for function in functions:
         _check_targets(function, ys, batch.targets, every_step)
-        values.append(_call(function, ys, targets, {"mask": mask}))
+        values.append(_call(function, ys, targets, given))
     return values
+
+
+def takes(functions: tuple[Loss, ...], option: str) -> bool:
+    """Whether any of the functions takes an option by its name."""
+    return any(option in _arguments(function, dict.fromkeys(OPTIONS))[1] for function in functions)
 
 
 def _time_first(targets: Any, steps: int) -> Any:
@@ -64,8 +80,8 @@ def _check_targets(function: Any, ys: Any, targets: Any, every_step: bool) -> No
         raise ValueError(f"data.targets must be {rule}; got {targets.dtype} {_as_samples(targets.shape)}.")
 
 
-def _call(function: Loss, ys: Any, targets: Any, given: dict[str, Any]) -> Any:
-    """What a function returns for a batch, which must be one number."""
+def _call(function: Loss, ys: Any, targets: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a function returns for a batch: one number, and a dictionary of others, which may be empty."""
     arguments, options = _arguments(function, given)
     name, known = checks.name_of(function), of_labels(function) or of_numbers(function)
 
@@ -74,7 +90,15 @@ def _call(function: Loss, ys: Any, targets: Any, given: dict[str, Any]) -> Any:
 
     came = f"ys {_described(ys)} and targets {_described(targets)}"
     value = call() if known else checks.tried(name, came, call)
-    checks.check_number(f"what {name} returns", value)
+    others: dict[str, Any] = {}
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict):
+        value, others = value
+    if not checks.is_number(value):
+        rule = f"what {name} returns must be a number, or a number and a dictionary of others"
+        raise TypeError(f"{rule}; got {checks.describe(value)}.")
+    for key, other in others.items():
+        checks.check_number(f"what {name} returns as {key!r}", other)
+    return value, {str(key): widened(jnp.asarray(other)) for key, other in others.items()}
     return value
 
 
@@ -94,6 +118,9 @@ def _arguments(function: Loss, given: dict[str, Any]) -> tuple[list[Any], dict[s
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a callable without a signature
         return [], {}
+    if given["weights"] is not None and not any(p.name == "weights" for p in parameters):
+        name = checks.name_of(function)
+        raise TypeError(f"{name} must take weights, which data has; got {name}{inspect.signature(function)}.")
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     options = {name: value for name, value in given.items() if name in named}
     if "mask" in options:
@@ -131,14 +158,32 @@ def check_loss(function: Loss, value: Any) -> Array:
 
 
 def mask_of(batch: Data) -> Any:
-    """bool [T, B], true at the steps within the lengths; ``None`` if the batch has no lengths."""
+    """bool [T, B], true at the steps that count; ``None`` if the batch has neither lengths nor a mask."""
+    mask = None if batch.mask is None else batch.mask.swapaxes(0, 1)
     if batch.lengths is None:
-        return None
-    return jnp.arange(batch.xs.shape[1], dtype=jnp.int32)[:, None] < jnp.asarray(batch.lengths, jnp.int32)[None]
+        return mask
+    within = jnp.arange(batch.xs.shape[1], dtype=jnp.int32)[:, None] < jnp.asarray(batch.lengths, jnp.int32)[None]
+    return within if mask is None else within & mask
+
+
+def weights_of(batch: Data, every_step: bool) -> Any:
+    """The weights [B] or, of the steps, [T, B]; ``None`` if the batch has none.
+
+    Raises:
+        ValueError: the batch has weights of the steps, and the model reads out once.
+    """
+    if batch.weights is None or batch.weights.ndim == 1:
+        return batch.weights
+    if not every_step:
+        rule = "[N], one per sample, for a model that reads out once"
+        raise ValueError(f"data.weights must have shape {rule}; got {_as_samples(batch.weights.shape)}.")
+    return batch.weights.swapaxes(0, 1)
 
 
 def weight_of(batch: Data, every_step: bool) -> Array:
-    """How much a batch counts in a mean over batches: its valid steps if the model reads out every step, or samples."""
-    mask = mask_of(batch) if every_step else None
-    share = share_of(mask.shape, mask) if mask is not None else None
-    return jnp.int32(len(batch.xs)) if share is None else jnp.sum(share)
+    """How much a batch counts in a mean over batches: its samples or, if the model reads out every step, its steps."""
+    size = (batch.xs.shape[1], len(batch.xs)) if every_step else (len(batch.xs),)
+    share = share_of(size, mask_of(batch) if every_step else None, weights_of(batch, every_step))
+    if share is None:
+        return jnp.int32(len(batch.xs))
+    return jnp.sum(share, dtype=jnp.int32 if share.dtype == bool else None)

@@ -27,7 +27,7 @@ from mgu_jax.training.data import Data, batch_index, take
 from mgu_jax.training.devices import AXIS, constrain
 from mgu_jax.training.hyper import Hyper, in_dtype_of
 from mgu_jax.training.losses import Loss, cross_entropy
-from mgu_jax.training.measure import check_function, check_loss, measure
+from mgu_jax.training.measure import check_function, check_loss, measure, takes
 from mgu_jax.training.optimizers import Optimizer, check_optimizer, check_precision, optimizer_of
 from mgu_jax.training.wrappers import Average, Paired, needs_pair, paired, passes_over
 
@@ -62,9 +62,15 @@ class Recipe:
     """The static side of a run.
 
     Attributes:
-        model: a ``Model``, or another object with init and apply; apply then takes ``key`` and ``training`` as well.
-        loss: (ys, targets) -> scalar, such as ``mgu_jax.losses.cross_entropy`` or ``squared_error``. If the data have
-            lengths and the model reads out every step, a mask [T, B] is its third argument.
+        model: a ``Model``, or another object with ``init(key, forget_bias=, initial_scale=)`` and ``apply(params, xs,
+            key=, training=)``, and the other arguments of ``Model.apply`` that the data and the loss need. It gives one
+            output per sample, [B, ...] or any pytree of such, unless it has an attribute ``readout`` of "all": then it
+            gives one per step, [T, B, ...].
+        loss: (ys, targets) -> scalar, such as ``mgu_jax.losses.cross_entropy`` or ``squared_error``. It may also take,
+            by name, ``mask`` (bool [T, B], the steps within the lengths and without holes, of a model that reads out
+            every step; ``None`` if all count), ``weights`` (those of the data, [B] or [T, B]), ``hs`` (the hidden
+            states [T, B, F], those of all layers side by side) and ``params``. It must take mask and weights where
+            there are some; a third argument of another name is the mask.
         optimizer: "sgd", "momentum", "adam", "adamw" or "rmsprop", all with clipping and weight decay, which is added
             to the gradient except in "adamw"; or a function of ``Hyper`` that returns an optax transformation.
         schedule: of the learning rate: "constant", or "cosine" or "linear", which reach zero at total_steps.
@@ -188,8 +194,9 @@ def run_steps(
         if carry is not None:  # an epoch starts from the model's first state, which may be learned
             fresh = recipe.model.start(params, (recipe.batch_size,))
             carry = jax.tree.map(partial(jnp.where, begins), fresh, carry)
-        ys, carry = run_model(recipe.model, params, batch, carry, {"key": key} | hyper.rates(), mesh)
-        (value,) = measure((recipe.loss,), ys, batch, reads_every_step(recipe.model))
+        noisy, hidden = {"key": key} | hyper.rates(), takes((recipe.loss,), "hs")
+        ys, hs, carry = run_model(recipe.model, params, batch, carry, noisy, mesh, hidden)
+        ((value, _),) = measure((recipe.loss,), ys, batch, reads_every_step(recipe.model), hs, params)
         return check_loss(recipe.loss, value), detach(carry)
 
     def body(state: TrainState, index: Any) -> tuple[TrainState, Array]:

@@ -56,13 +56,13 @@ def test_members_that_a_user_might_write(dtype, implementation, name):
 # together, and each without the other; and every way to save occurs with every option (tested below).
 ROWS = [
     ((), "gates", None),
-    (("reverse", "lengths", "resets elsewhere", "recurrent_dropout", "zoneout", "dropconnect"), "gates", None),
+    (("reverse", "lengths", "mask", "resets elsewhere", "recurrent_dropout", "zoneout", "dropconnect"), "gates", None),
     (("lengths", "resets", "recurrent_dropout", "zoneout expected", "dropconnect"), "gates", None),
-    (("reverse", "resets", "recurrent_dropout", "zoneout expected"), "gates", 4),
-    (("lengths", "resets elsewhere", "dropconnect"), "gates", 2),
+    (("reverse", "resets", "recurrent_dropout", "zoneout expected", "mask"), "gates", 4),
+    (("lengths", "mask", "resets elsewhere", "dropconnect"), "gates", 2),
     (("lengths", "resets elsewhere", "recurrent_dropout"), "states", 4),
-    (("reverse", "zoneout", "dropconnect"), "states", 2),
-    (("resets elsewhere", "zoneout"), "segments", 4),
+    (("reverse", "zoneout", "dropconnect", "mask"), "states", 2),
+    (("resets elsewhere", "zoneout", "mask"), "segments", 4),
     (("reverse", "lengths", "recurrent_dropout", "dropconnect"), "segments", 2),
 ]
 ALL = ROWS[1][0]
@@ -101,6 +101,19 @@ def test_options_together(x64, implementation, name, row, save, segment):
 def test_all_options_of_members_that_a_user_might_write(x64, implementation, name):
     cell = laws.CELLS[name]
     laws.equals_oracle(laws.case(cell, 6), "float64", cell, implementation, **options(ALL))
+
+
+@few_pairs
+def test_lengths_are_a_mask_without_holes(x64, implementation, name):
+    """Whatever stands in the steps that are left out."""
+    cell = laws.CELLS[name]
+    case = laws.case(cell, 6)
+    mask = np.arange(6)[:, None] < laws.LENGTHS
+    spoilt = case._replace(xs=np.where(mask[..., None], case.xs, np.nan))
+    wanted = laws.gradients(case, "float64", cell, implementation=implementation, lengths=laws.LENGTHS)
+    got = laws.gradients(spoilt, "float64", cell, implementation=implementation, mask=mask)
+    for mine, right in zip(got, wanted, strict=True):
+        laws.assert_close(mine, right, 0)
 
 
 @few_pairs
