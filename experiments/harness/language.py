@@ -26,7 +26,7 @@ def learn_language(
     """
     if config.quick:
         train, valid, test = (
-            mgu.Stream(*(a[: config.batch_size * window * n] for a in part))
+            mgu.Stream(part.xs[: config.batch_size * window * n], part.targets[: config.batch_size * window * n])
             for part, n in ((data.train, quick), (data.valid, 2), (data.test, 2))
         )
         data = data._replace(train=train, valid=valid, test=test)

@@ -3,7 +3,10 @@
 One batch is computed at a time, so the memory does not grow with the data.
 """
 
+import itertools
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +36,7 @@ def evaluate(
     metrics: tuple[Loss, ...],
     batch_size: int = 1000,
     window: int | None = None,
+    after: Stream | None = None,
     **rates: Any,
 ) -> list[float]:
     """The mean of each metric over all samples or, for a model that reads out every step, over all valid steps.
@@ -47,6 +51,8 @@ def evaluate(
         metrics: functions such as ``mgu_jax.losses.accuracy``.
         batch_size: samples computed at once, or the number of rows that a stream is cut into.
         window: steps of a stream computed at once; required for a stream, ``None`` for samples.
+        after: the stream that data continue, or the end of it. It is read first, so that its last state is the first of
+            data; batch_size must then be 1.
         rates: the rates of noise that the run took from its ``Hyper`` instead of the model.
 
     Raises:
@@ -57,9 +63,10 @@ def evaluate(
     check_model(model, "apply")
     check_metrics(metrics)
     _check_rates(rates)
-    evaluator = Evaluator(model, data, metrics, batch_size, window)
+    evaluator = Evaluator(model, data, metrics, batch_size, window, after)
     evaluator.check(params, rates)  # before the limits, which need well-formed data
     check_limits(as_arrays(data), limits_of(metrics, params))
+    _check_after(after, params)
     return evaluator.scores(params, rates)
 
 
@@ -70,6 +77,7 @@ def predict(
     data: Data | Stream,
     batch_size: int = 1000,
     window: int | None = None,
+    after: Stream | None = None,
     **rates: Any,
 ) -> np.ndarray:
     """The outputs ys of all samples: [N, K], or [N, T, K] of a model that reads out every step.
@@ -83,6 +91,8 @@ def predict(
             [batch_size, T, K] with T the steps of all windows. The targets are not used and may be ``None``.
         batch_size: samples computed at once, or the number of rows that a stream is cut into.
         window: steps of a stream computed at once; required for a stream, ``None`` for samples.
+        after: the stream that data continue, or the end of it. It is read first, so that its last state is the first of
+            data; batch_size must then be 1.
         rates: the rates of noise that the run took from its ``Hyper`` instead of the model.
 
     Raises:
@@ -93,9 +103,10 @@ def predict(
     _check_rates(rates)
     if isinstance(data, Data | Stream) and data.targets is None:
         data = data._replace(targets=data.xs)
-    evaluator = Evaluator(model, data, (), batch_size, window)
+    evaluator = Evaluator(model, data, (), batch_size, window, after)
     evaluator.check(params, rates)
     check_limits(as_arrays(data), limits_of((), params))
+    _check_after(after, params)
     return evaluator.outputs(params, rates)
 
 
@@ -108,19 +119,23 @@ class Evaluator:
     metrics: tuple[Loss, ...]
     batch_size: int = 1000
     window: int | None = None
+    after: Stream | None = None
 
     def check(self, params: Any, rates: dict[str, Any]) -> None:
         """Raise what ``scores`` would raise because of shapes and dtypes, without computing anything."""
 
         def first(params: Any, rates: Any) -> Any:
-            batch = next(self._batches())
-            return _measure_one(params, self._first_carry(params), rates, batch, self.model, self.metrics)
+            carry = self._first_carry(params)
+            with _of_after():
+                for batch in itertools.islice(self._before(), 1):
+                    _measure_one(params, carry, rates, batch, self.model, ())
+            return _measure_one(params, carry, rates, next(self._batches()), self.model, self.metrics)
 
         jax.eval_shape(first, params, rates)
 
     def scores(self, params: Any, rates: dict[str, Any]) -> list[float]:
         """The mean of each metric."""
-        measured = partial(_measure_one, params, rates=rates, model=self.model, metrics=self.metrics)
+        measured = partial(_measure_one, params, rates=rates, model=self.model)
         return [float(mean) for mean in self._means(measured, self._first_carry(params))]
 
     def scores_of_members(
@@ -130,7 +145,7 @@ class Evaluator:
 
         ``at_once`` members are computed together, all if ``None``; on a mesh they are split over its devices.
         """
-        how = {"model": self.model, "metrics": self.metrics, "at_once": at_once, "mesh": mesh}
+        how = {"model": self.model, "at_once": at_once, "mesh": mesh}
         measured = partial(_measure_members, params, rates=rates, **how)
         carry = None if self.window is None else jax.vmap(self._first_carry)(params)
         return self._means(measured, carry)
@@ -144,6 +159,8 @@ class Evaluator:
                 return ys.swapaxes(0, 1)
             return ys if self.window is None else ys[:, None]  # a stream's window is then one step
 
+        for batch in self._before():
+            _, carry = _run(params, carry, rates, batch, self.model)
         for batch in self._batches():
             ys, carry = _run(params, carry, rates, batch, self.model)
             ys = to_host(ys)
@@ -151,9 +168,11 @@ class Evaluator:
         return jax.tree.map(lambda *parts: np.concatenate(parts, 0 if self.window is None else 1), *parts)
 
     def _means(self, measured: Any, carry: Any) -> list[np.ndarray]:
+        for batch in self._before():
+            _, _, carry = measured(carry, batch=batch, metrics=())
         totals, weights = [np.float64(0.0)] * len(self.metrics), np.float64(0.0)
         for batch in self._batches():
-            values, weight, carry = measured(carry, batch=batch)
+            values, weight, carry = measured(carry, batch=batch, metrics=self.metrics)
             *values, weight = (np.asarray(value, np.float64) for value in to_host((*values, weight)))
             totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
             weights = weights + weight
@@ -167,6 +186,21 @@ class Evaluator:
         carry = self.model.start(params, (self.batch_size,))
         check_reads_on(carry)
         return carry
+
+    def _before(self) -> Iterator[Data]:
+        """The windows of the stream that the data continue; its first one holds the steps that fill no window."""
+        if self.after is None:
+            return
+        if self.window is None:
+            raise ValueError(f"after must be left out without a window; got {checks.describe(self.after)}.")
+        if self.batch_size != 1:
+            raise ValueError(f"batch_size must be 1 where data continue a stream, in one row; got {self.batch_size}.")
+        stream = check_stream(self.after, 1, 1)
+        if jax.process_count() > 1:
+            stream = jax.device_get(stream)
+        L, rest = len(stream.xs), len(stream.xs) % self.window
+        for first, last in itertools.pairwise([*[0] * (rest > 0), *range(rest, L + 1, self.window)]):
+            yield Data(**jax.tree.map(lambda a, first=first, last=last: a[None, first:last], stream)._asdict())
 
     def _batches(self) -> Iterator[Data]:
         checks.check_size("batch_size", self.batch_size)
@@ -232,6 +266,22 @@ def check_metrics(metrics: Any) -> None:
         check_function(f"metrics[{i}]", metric)
 
 
+@contextmanager
+def _of_after() -> Iterator[None]:
+    """Errors of data are those of the stream that the data continue."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(re.sub("^data", "after", str(error))) from None
+
+
+def _check_after(after: Any, params: Any) -> None:
+    """Check the tokens of the stream that the data continue."""
+    if after is not None:
+        with _of_after():
+            check_limits(as_arrays(after), limits_of((), params))
+
+
 def _check_rates(rates: dict[str, Any]) -> None:
     for name, rate in rates.items():
         checks.check_choice("a rate", name, ("dropout", *Rates._fields))
@@ -250,6 +300,8 @@ class Validation:
         every: calls of the compiled loop between two validations.
         patience: the run stops after this number of validations in a row without a better score; never if ``None``.
         batch_size: samples computed at once; a stream has the recipe's number of rows.
+        after: the stream that data continue, such as that of the training, or the end of it. Data are then read in one
+            row, from the state after it, as a forecast is made.
 
     Raises:
         TypeError: metrics is not a tuple of functions.
@@ -262,6 +314,7 @@ class Validation:
     every: int = 1
     patience: int | None = None
     batch_size: int = 1000
+    after: Stream | None = None
 
     def __post_init__(self) -> None:
         checks.check_size("every", self.every)
@@ -301,8 +354,11 @@ class Validation:
 
     def evaluator(self, recipe: Recipe) -> Evaluator:
         """What measures the runs of a recipe."""
-        size = self.batch_size if recipe.window is None else recipe.batch_size
-        return Evaluator(recipe.model, self.data, self.metrics, size, recipe.window)
+        size = self.batch_size if recipe.window is None else self._rows(recipe)
+        return Evaluator(recipe.model, self.data, self.metrics, size, recipe.window, self.after)
+
+    def _rows(self, recipe: Recipe) -> int:
+        return recipe.batch_size if self.after is None else 1
 
     def check(self, recipe: Recipe, params: Any, hyper: Hyper) -> None:
         """Check the data as those of the training are checked, and together with a model of these parameters.
@@ -314,12 +370,17 @@ class Validation:
             if recipe.window is None:
                 data: Any = check_data(self.data, 1)
             else:
-                data = check_stream(self.data, recipe.batch_size, recipe.window)
+                data = check_stream(self.data, self._rows(recipe), recipe.window)
             check_limits(data, limits_of((recipe.loss, *self.metrics), params))
+            _check_after(self.after, params)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation.{error}") from None
         try:
             self.evaluator(recipe).check(params, hyper.rates())
         except (TypeError, ValueError) as error:
-            where = "validation." if str(error).startswith(("data", "metrics")) else "validation must fit the model: "
+            where = (
+                "validation."
+                if str(error).startswith(("data", "metrics", "after"))
+                else "validation must fit the model: "
+            )
             raise type(error)(f"{where}{error}") from None

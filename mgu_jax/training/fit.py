@@ -19,7 +19,7 @@ from mgu_jax.training.hyper import Hyper, check_one_setting
 from mgu_jax.training.identity import identity_of
 from mgu_jax.training.loop import STEPS_PER_CALL, Job, NotFinite, Shown, Store, host_loop, joined, restored
 from mgu_jax.training.start import check_train_state, improve, init_state, with_best
-from mgu_jax.training.step import Recipe, TrainState, failed_at, run_steps
+from mgu_jax.training.step import Recipe, TrainState, failed_at, run_and_report
 from mgu_jax.training.wrappers import passed_over
 
 
@@ -63,7 +63,8 @@ def fit(
         devices: the number of devices over which the samples of a batch are split; it must divide the batch. Noise
             depends on it.
         on_call: called after every call of the compiled loop, before its checkpoint is saved, with the state, the
-            losses of the call, and the scores by name if it was validated. A text that it returns is shown beside the
+            losses of the call, and by name the scores, if it was validated, and the means of what the recipe's loss
+            returns beside itself. A text that it returns is shown beside the
             progress; if it returns ``True``, the run stops after this call, whose checkpoint is saved.
         on_interrupt: "raise" lets a KeyboardInterrupt (Ctrl-C) through, with the state and the losses of the complete
             calls as its attributes ``state`` and ``losses``; "return" returns them.
@@ -131,20 +132,21 @@ class _Run:
         patience = self.job.validation and self.job.validation.patience
         return patience is not None and int(state.best.waited) >= patience
 
-    def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, Array, Array]:
-        new, losses = run_steps(state, self.hyper, data, recipe=self.job.recipe, steps=size, mesh=self.mesh)
-        return new, losses, _failed_at(losses, new.params, new.opt_state)
+    def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, Array, Any, Array]:
+        how = {"recipe": self.job.recipe, "steps": size, "mesh": self.mesh}
+        new, losses, others = run_and_report(state, self.hyper, data, **how)
+        return new, losses, others, _failed_at(losses, new.params, new.opt_state)
 
     def collect(
-        self, state: TrainState, launched: tuple[TrainState, Array, Array], done: int, size: int
-    ) -> tuple[TrainState, np.ndarray]:
-        new, losses, failed = launched[0], np.asarray(launched[1]), int(launched[2])
+        self, state: TrainState, launched: tuple[TrainState, Array, Any, Array], done: int, size: int
+    ) -> tuple[TrainState, np.ndarray, dict[str, float]]:
+        new, losses, failed = launched[0], np.asarray(launched[1]), int(launched[3])
         if failed == size:
             raise NotFinite("the parameters must stay finite; they are not", done + size, state, losses)
         if failed >= 0:
             what = f"the loss must stay finite; it is {losses[failed]}"
             raise NotFinite(what, done + failed, state, losses[: failed + 1])
-        return new, losses
+        return new, losses, {name: float(np.mean(values)) for name, values in launched[2].items()}
 
     def validate(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         validation: Any = self.job.validation

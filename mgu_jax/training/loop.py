@@ -156,8 +156,11 @@ class Runner(Protocol):
         """Call the compiled loop for ``size`` steps, without waiting for it."""
         ...
 
-    def collect(self, state: Any, launched: Any, done: int, size: int) -> tuple[Any, np.ndarray]:
-        """Wait for the call: the new state, and the losses [..., size]. ``state`` is the one before it."""
+    def collect(self, state: Any, launched: Any, done: int, size: int) -> tuple[Any, np.ndarray, dict[str, Any]]:
+        """Wait for the call: the new state, the losses [..., size], and the means of the auxiliary values by name.
+
+        ``state`` is the one before the call.
+        """
         ...
 
     def validate(self, state: Any) -> tuple[Any, dict[str, Any]]:
@@ -204,18 +207,19 @@ def host_loop(
                     ready = feed(done + size) if done + size < job.steps else None
                 except Exception as error:  # belongs to the next call; this one is completed and reported first
                     failure = error
-                state, losses = runner.collect(state, launched, done, size)
+                state, losses, others = runner.collect(state, launched, done, size)
                 done += size
                 all_losses.append(losses)
                 scores: dict[str, Any] = {}
                 if job.validation is not None and job.validation.is_due(done, job.steps_per_call, job.steps):
                     state, scores = runner.validate(state)
                 complete = state, len(all_losses)
-                text, stop = said(job.on_call(state, losses, scores) if job.on_call else None)
+                text, stop = said(job.on_call(state, losses, others | scores) if job.on_call else None)
                 if job.checkpoints is not None:
                     job.checkpoints.save(done, state, config={"run": identity})
                 shown = runner.show(state, losses, scores)
-                beside = text or ", ".join(f"{name} {score:.4g}" for name, score in shown.scores.items()) or beside
+                seen = {name: value for name, value in others.items() if np.ndim(value) == 0} | shown.scores
+                beside = text or ", ".join(f"{name} {score:.4g}" for name, score in seen.items()) or beside
                 progress.advance(size, shown.loss, ", ".join(filter(None, (beside, shown.note))))
                 if failure is not None and to_do(state, done):
                     raise failure

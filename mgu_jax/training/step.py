@@ -70,7 +70,8 @@ class Recipe:
             by name, ``mask`` (bool [T, B], the steps within the lengths and without holes, of a model that reads out
             every step; ``None`` if all count), ``weights`` (those of the data, [B] or [T, B]), ``hs`` (the hidden
             states [T, B, F], those of all layers side by side) and ``params``. It must take mask and weights where
-            there are some; a third argument of another name is the mask.
+            there are some; a third argument of another name is the mask. It may also return (scalar, dictionary of
+            scalars): their means over a call are among the scores that ``on_call`` gets.
         optimizer: "sgd", "momentum", "adam", "adamw" or "rmsprop", all with clipping and weight decay, which is added
             to the gradient except in "adamw"; or a function of ``Hyper`` that returns an optax transformation.
         schedule: of the learning rate: "constant", or "cosine" or "linear", which reach zero at total_steps.
@@ -174,7 +175,15 @@ def failed_at(losses: Array, params: Any, opt_state: Any) -> Array:
 def run_steps(
     state: TrainState, hyper: Hyper, data: Any, *, recipe: Recipe, steps: int, mesh: Mesh | None = None
 ) -> tuple[TrainState, Array]:
-    """The new state and the losses [steps] after optimiser steps in one compiled loop.
+    """The new state and the losses [steps], as ``run_and_report`` gives them."""
+    return run_and_report(state, hyper, data, recipe=recipe, steps=steps, mesh=mesh)[:2]
+
+
+@partial(jax.jit, static_argnames=("recipe", "steps", "mesh"))
+def run_and_report(
+    state: TrainState, hyper: Hyper, data: Any, *, recipe: Recipe, steps: int, mesh: Mesh | None = None
+) -> tuple[TrainState, Array, dict[str, Array]]:
+    """The new state, the losses and the auxiliary values after optimiser steps in one compiled loop.
 
     Args:
         state: the state before the first of the steps.
@@ -185,7 +194,8 @@ def run_steps(
         mesh: the samples of every batch, and the states of a stream's rows, are split along its axis.
 
     Returns:
-        The new state, and the loss of each batch before its update.
+        The new state, the loss of each batch before its update, [steps], and what the recipe's loss returns beside it:
+        a dictionary of arrays [steps], which may be empty.
     """
     optimizer, size = recipe.build(hyper, state.params), (recipe.batch_size, recipe.window)
     noise = jax.random.fold_in(state.key, _NOISE)
@@ -196,14 +206,15 @@ def run_steps(
             carry = jax.tree.map(partial(jnp.where, begins), fresh, carry)
         noisy, hidden = {"key": key} | hyper.rates(), takes((recipe.loss,), "hs")
         ys, hs, carry = run_model(recipe.model, params, batch, carry, noisy, mesh, hidden)
-        ((value, _),) = measure((recipe.loss,), ys, batch, reads_every_step(recipe.model), hs, params)
-        return check_loss(recipe.loss, value), detach(carry)
+        ((value, others),) = measure((recipe.loss,), ys, batch, reads_every_step(recipe.model), hs, params)
+        return check_loss(recipe.loss, value), (detach(carry), others)
 
-    def body(state: TrainState, index: Any) -> tuple[TrainState, Array]:
+    def body(state: TrainState, index: Any) -> tuple[TrainState, tuple[Array, dict[str, Array]]]:
         batch = constrain(take(data, index, *size), mesh, AXIS)
         key = jax.random.fold_in(noise, state.step)
         begins: Any = None if state.carry is None else index == 0
-        (value, carry), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, state.carry, begins, key)
+        with_gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (carry, others)), gradient = with_gradient(state.params, batch, state.carry, begins, key)
         more = {"value": value, "grad": gradient, "value_fn": lambda p: loss(p, batch, state.carry, begins, key)[0]}
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **more)
         if carry is not None and passes_over(opt_state):  # one that is not finite would spoil all later windows
@@ -212,6 +223,7 @@ def run_steps(
             carry = jax.tree.map(partial(jnp.where, all_finite(carry)), carry, before)
         params, opt_state = constrain((optax.apply_updates(state.params, updates), opt_state), mesh)
         carry = constrain(carry, mesh, AXIS)
-        return TrainState(state.step + 1, params, opt_state, state.key, carry, state.best), value
+        return TrainState(state.step + 1, params, opt_state, state.key, carry, state.best), (value, others)
 
-    return lax.scan(body, state, batch_index(data, state.key, state.step, steps, *size))
+    new, (losses, others) = lax.scan(body, state, batch_index(data, state.key, state.step, steps, *size))
+    return new, losses, others

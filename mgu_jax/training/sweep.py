@@ -1,4 +1,4 @@
-"""``sweep``: many runs in one compiled program, the loop of ``run_steps`` under ``vmap`` over settings and seeds.
+"""``sweep``: many runs in one compiled program, the loop of ``run_and_report`` under ``vmap`` over settings and seeds.
 
     N settings         a ``Hyper`` whose entries are [N], made by ``grid`` or ``draw``
     seeds              PRNG keys [seeds]
@@ -27,7 +27,7 @@ from mgu_jax.training.hyper import Hyper, as_settings, per_member
 from mgu_jax.training.identity import Identity, identity_of
 from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, joined, restored
 from mgu_jax.training.start import Sweep, check_train_state, improve, init_sweep, with_best
-from mgu_jax.training.step import Recipe, TrainState, failed_at, run_steps
+from mgu_jax.training.step import Recipe, TrainState, failed_at, run_and_report
 from mgu_jax.training.wrappers import passed_over
 
 
@@ -52,19 +52,20 @@ def run_members(
     steps: int,
     at_once: int | None = None,
     mesh: Mesh | None = None,
-) -> tuple[TrainState, Array, Array]:
-    """``run_steps`` of M members: the entries of members, stopped and hyper are [M, ...]; the data are shared.
+) -> tuple[TrainState, Array, Array, dict[str, Array]]:
+    """``run_and_report`` of M members: the entries of members, stopped and hyper are [M, ...]; the data are shared.
 
     Returns:
-        The new members, the step at which each was frozen or -1, [M], and the losses [M, steps].
+        The new members, the step at which each was frozen or -1, [M], and the losses and the auxiliary values, all of
+        [M, steps].
     """
 
-    def one(data: Any, member: tuple[TrainState, Array, Hyper]) -> tuple[TrainState, Array, Array]:
+    def one(data: Any, member: tuple[TrainState, Array, Hyper]) -> tuple[TrainState, Array, Array, dict[str, Array]]:
         state, stopped, hyper = member
-        new, losses = run_steps(state, hyper, data, recipe=recipe, steps=steps)
+        new, losses, others = run_and_report(state, hyper, data, recipe=recipe, steps=steps)
         failed = failed_at(losses, new.params, new.opt_state)
         stopped = jnp.where((stopped < 0) & (failed >= 0), state.step + failed, stopped)
-        return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses
+        return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses, others
 
     return map_members(one, (members, stopped, hyper), data, at_once, mesh)
 
@@ -163,18 +164,19 @@ class _Members:
     def is_over(self, state: Sweep) -> bool:
         return bool((self.frozen >= 0).all())
 
-    def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, Array]:
+    def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, Array, Any]:
         how = {"recipe": self.job.recipe, "steps": size, "at_once": self.at_once, "mesh": self.mesh}
         return run_members(state.members, state.stopped, self.hyper, data, **how)
 
     def collect(
-        self, state: Sweep, launched: tuple[TrainState, Array, Array], done: int, size: int
-    ) -> tuple[Sweep, np.ndarray]:
-        members, stopped, losses = launched
+        self, state: Sweep, launched: tuple[TrainState, Array, Array, Any], done: int, size: int
+    ) -> tuple[Sweep, np.ndarray, dict[str, np.ndarray]]:
+        members, stopped, losses, others = launched
         self.frozen = to_host(stopped)
         step, at = np.arange(done, done + size), self.frozen[:, None]
         losses = np.where((at >= 0) & (step >= at), np.nan, to_host(losses))
-        return Sweep(put(jnp.int32(done + size), self.mesh), members, stopped), losses
+        others = {name: to_host(values).mean(1) for name, values in others.items()}
+        return Sweep(put(jnp.int32(done + size), self.mesh), members, stopped), losses, others
 
     def validate(self, state: Sweep) -> tuple[Sweep, dict[str, np.ndarray]]:
         validation: Any = self.job.validation

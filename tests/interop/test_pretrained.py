@@ -43,7 +43,7 @@ def test_it_knows_its_text(loaded):
     model, params, symbols = loaded
     data = text.shakespeare(None)
     assert "".join(data.symbols) == symbols
-    part = mgu.Stream(*(a[:20_001] for a in data.test))
+    part = mgu.Stream(data.test.xs[:20_001], data.test.targets[:20_001])
     (nats,) = mgu.evaluate(model, params, part, (cross_entropy,), batch_size=1, window=1000)
     assert nats / np.log(2) < 2.3
 

@@ -8,6 +8,7 @@ import pytest
 import mgu_jax as mgu
 from mgu_jax import losses
 from mgu_jax.training.evaluate import Evaluator
+from tests.rejects import rejects
 from tests.training.common import KEY, LAST, TAGS, WORDS, samples, stream
 
 pytestmark = pytest.mark.usefixtures("optax_promotes", "quick_compiler")
@@ -176,3 +177,48 @@ def test_a_best_score_of_the_other_direction_is_forgotten(sums):
     state, _ = mgu.fit(recipe, data, steps=2, key=KEY, state=first, validation=mgu.Validation(data, (absolute_error,)))
     assert not bool(state.best.higher)
     assert int(state.best.step) == 2
+
+
+@pytest.mark.parametrize("known", [202, 200, 3])
+def test_a_stream_that_continues_another(known):
+    """Metrics and outputs are those of the second part of the whole stream, also if the first fills no window."""
+    whole, params = stream(202 + 60), WORDS.init(KEY)
+    before, data = (mgu.Stream(*(a[part] for a in whole[:2])) for part in (slice(202 - known, 202), slice(202, None)))
+    ys = WORDS.apply(params, jnp.asarray(whole.xs[202 - known :, None]))[known:]
+    right = losses.cross_entropy(ys, jnp.asarray(data.targets[:, None]))
+    options = {"batch_size": 1, "window": 20, "after": before}
+    (score,) = mgu.evaluate(WORDS, params, data, (losses.cross_entropy,), **options)
+    np.testing.assert_allclose(score, right, rtol=1e-5)
+    (unaware,) = mgu.evaluate(WORDS, params, data, (losses.cross_entropy,), batch_size=1, window=20)
+    assert abs(unaware - right) > 1e-5
+    outputs = mgu.predict(WORDS, params, data, **options)
+    np.testing.assert_allclose(outputs.swapaxes(0, 1), ys, rtol=0, atol=1e-6)
+
+
+def test_a_validation_continues_the_stream_of_the_training():
+    train, later = stream(100), stream(141)._replace(resets=np.zeros(141, bool))
+    validation = mgu.Validation(later, (losses.cross_entropy,), after=train)
+    recipe = mgu.Recipe(WORDS, batch_size=4, window=10)
+    options = {"steps": 3, "validation": validation}
+    state, _ = mgu.fit(recipe, train, key=KEY, **options)
+    (score,) = mgu.evaluate(WORDS, state.params, later, (losses.cross_entropy,), batch_size=1, window=10, after=train)
+    np.testing.assert_allclose(state.best.score, score, rtol=1e-6)
+    members, _ = mgu.sweep(recipe, train, keys=KEY[None], hyper=mgu.Hyper(), **options)
+    np.testing.assert_allclose(members.members.best.score, [score], rtol=1e-5)
+
+
+def test_a_stream_to_continue_that_does_not_fit():
+    data, params, metrics = stream(), WORDS.init(KEY), (losses.accuracy,)
+    good = {"batch_size": 1, "window": 5}
+    for options, name, rule, got in (
+        ({"batch_size": 2, "window": 5, "after": data}, "batch_size", "1 where data continue a stream", "2"),
+        (good | {"after": samples()}, "after", "a Stream(xs, targets)", "a Data"),
+        (good | {"after": data._replace(xs=data.xs + 1.0)}, "after.xs", "tokens, whole numbers [L]", "float32 [L]"),
+        (good | {"after": data._replace(xs=data.xs + 7)}, "after.xs", "[0, 7), as the model's tokens", "got"),
+    ):
+        rejects(lambda options=options: mgu.evaluate(WORDS, params, data, metrics, **options), name, rule, got)
+        rejects(lambda options=options: mgu.predict(WORDS, params, data, **options), name, rule, got)
+    rejects(lambda: mgu.evaluate(LAST, LAST.init(KEY), samples(), metrics, after=data), "after", "left out", "a Stream")
+    validation = mgu.Validation(data, metrics, after=data._replace(xs=data.xs + 7))
+    recipe = mgu.Recipe(WORDS, batch_size=4, window=10)
+    rejects(lambda: mgu.fit(recipe, data, steps=1, key=KEY, validation=validation), "validation.after.xs", "[0, 7)")

@@ -156,6 +156,30 @@ def test_a_loss_sees_hidden_states_and_parameters(devices):
     np.testing.assert_allclose(mgu.evaluate(model, params, data, (penalised,)), [right], rtol=1e-5)
 
 
+@pytest.mark.parametrize("train", [mgu.fit, mgu.sweep])
+def test_what_a_loss_returns_beside_itself_is_reported(train):
+    """The means over the steps of a call, in every call; the scores of a validation are beside them."""
+    data, calls = mgu.Data(XS, LABELS, LENGTHS), []
+    recipe = mgu.Recipe(TAGS, penalised, batch_size=4)
+    options = {"key": KEY} if train is mgu.fit else {"keys": jax.random.split(KEY, 2), "hyper": mgu.Hyper()}
+    validation = mgu.Validation(data, (losses.accuracy, penalised), every=2)
+    _, values = train(
+        recipe,
+        data,
+        steps=4,
+        steps_per_call=2,
+        validation=validation,
+        on_call=lambda *call: calls.append(call[1:]),
+        **options,
+    )
+    names = ["accuracy", "activity", "entropy", "penalised", "size"]
+    assert [sorted(seen) for _, seen in calls] == [names[1:3] + names[4:], names]
+    for found, seen in calls:
+        whole = seen["entropy"] + 0.1 * seen["activity"] + 0.01 * seen["size"]
+        np.testing.assert_allclose(whole, found.mean(-1), rtol=1e-5)
+    np.testing.assert_array_equal(np.concatenate([found for found, _ in calls], -1), values)
+
+
 def test_a_model_of_the_users_own_may_give_hidden_states():
     class Own:
         init = TAGS.init
