@@ -6,6 +6,7 @@ left out may hold anything as its target. Sums and means are in float32 at least
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ def widened(tree: Any) -> Any:
     """The arrays with those of less than 32 bits in float32: a sum over data in float16 ends at 65,504."""
 
     def wide(a: Any) -> Any:
-        return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize < 4 else a
+        small = jnp.issubdtype(getattr(a, "dtype", bool), jnp.floating) and a.dtype.itemsize < 4
+        return a.astype(jnp.float32) if small else a
 
     return jax.tree.map(wide, tree)
 
@@ -112,8 +114,10 @@ def squared_error(ys: Array, targets: Array, mask: Any = None, weights: Any = No
 
 
 def called(function: Any) -> Any:
-    """What a ``functools.partial`` calls; any other function itself."""
-    return getattr(function, "func", function)
+    """What a ``functools.partial`` or ``jax.jit`` calls; any other function itself."""
+    if isinstance(function, partial):
+        return called(function.func)
+    return function.__wrapped__ if hasattr(function, "__wrapped__") and hasattr(function, "lower") else function
 
 
 def of_labels(function: Any) -> bool:

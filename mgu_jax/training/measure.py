@@ -26,7 +26,8 @@ def measure(
         ys: [T, B, ...] of a model that reads out every step, otherwise [B, ...].
         batch: with the targets and what says how much each entry counts.
         every_step: whether the model reads out every step.
-        hs, params: the hidden states [T, B, F] and the parameters, for functions that take them.
+        hs, params: the hidden states [T, B, F] and the parameters, for functions that take them. Like ys, a function
+            gets them in float32 at least.
 
     Raises:
         TypeError, ValueError: targets that do not fit, or a function that does not return one number.
@@ -35,7 +36,7 @@ def measure(
     if every_step:
         targets = jax.tree.map(lambda a: _time_first(a, batch.xs.shape[1]), targets)
     given = {"mask": mask_of(batch) if every_step else None, "weights": weights_of(batch, every_step)}
-    given |= {"hs": widened(hs), "params": params}
+    given |= {"hs": widened(hs), "params": widened(params)}
     values = []
     for function in functions:
         _check_targets(function, ys, batch.targets, every_step)

@@ -11,7 +11,7 @@ import optax
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.model import check_reads_on
+from mgu_jax.model import Model, check_reads_on
 from mgu_jax.training.devices import on_own_devices, to_host
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, check_hyper, check_one_setting, per_member
@@ -73,7 +73,12 @@ def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation 
     init_key, run_key = jax.random.split(key)
     example = "model.init(key, forget_bias=, initial_scale=)"
     checks.check_takes("model.init", recipe.model.init, example, key, forget_bias=0.0, initial_scale=1.0)
-    params = recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
+
+    def init() -> Any:
+        return recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
+
+    known = isinstance(recipe.model, Model)
+    params = init() if known else checks.tried("model.init", "a key, forget_bias and initial_scale", init)
     carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
     check_reads_on(carry)
     state = TrainState(jnp.int32(0), params, _init_optimizer(recipe, hyper, params), run_key, carry)

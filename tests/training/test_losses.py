@@ -82,5 +82,10 @@ def test_which_metrics_are_better_when_higher():
     assert losses.is_higher_better(losses.accuracy) is True
     assert losses.is_higher_better(losses.cross_entropy) is losses.is_higher_better(losses.squared_error) is False
     assert losses.is_higher_better(partial(losses.squared_error, mask=None)) is False
+    assert (
+        losses.is_higher_better(jax.jit(losses.accuracy)) is losses.is_higher_better(partial(losses.accuracy)) is True
+    )
     assert losses.is_higher_better(mine) is losses.is_higher_better(mine, losses.cross_entropy) is None
-    assert losses.is_higher_better(mine, mine) is losses.is_higher_better(partial(mine, power=2), mine) is False
+    assert (
+        losses.is_higher_better(mine, mine) is losses.is_higher_better(jax.jit(partial(mine, power=2)), mine) is False
+    )
