@@ -117,7 +117,8 @@ def called(function: Any) -> Any:
     """What a ``functools.partial`` or ``jax.jit`` calls; any other function itself."""
     if isinstance(function, partial):
         return called(function.func)
-    return function.__wrapped__ if hasattr(function, "__wrapped__") and hasattr(function, "lower") else function
+    jitted = hasattr(function, "__wrapped__") and hasattr(function, "lower")
+    return called(function.__wrapped__) if jitted else function
 
 
 def of_labels(function: Any) -> bool:
