@@ -24,7 +24,7 @@ from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.noise import Rate, Rates, mask_weights, sample
 from mgu_jax.layer.parallel import parallel
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_params, check_resets, check_state
-from mgu_jax.layer.products import Precision, Products
+from mgu_jax.layer.products import Precision, Products, wide
 from mgu_jax.layer.reverse_only import reverse_only
 from mgu_jax.layer.segments import SAVE, is_known
 
@@ -35,12 +35,14 @@ def definition(
 ) -> tuple[Array, Array]:
     """hs [T, B, H] and h_last [B, H] from xs [T, B, D], h0 and h_reset [B, H]: one step after another."""
     assert_shapes(xs, h0, h_reset, marks)
-    weights = prepare(params, plan.cell, marks.mask)
+    # JAX sums the derivatives of these over time in the dtype that they have outside of the loop.
+    shared = jax.tree.map(lambda a: a.astype(wide(a)), (prepare(params, plan.cell, marks.mask), h_reset))
 
     def one_step(h: Array, rows: tuple[Array, Array | None, Array | None]) -> tuple[Array, Array]:
         x, alpha, reset = rows
+        weights, h_reset = jax.tree.map(lambda a: a.astype(h.dtype), shared)
         h = state_before(h, h_reset, reset)
-        h_next, _ = advance(weights, h, project(params, x, alpha, plan.product), plan.cell, plan.product)
+        h_next, _ = advance(weights, h, project(weights.params, x, alpha, plan.product), plan.cell, plan.product)
         return h_next, h_next
 
     h_last, hs = lax.scan(one_step, h0, (xs, marks.alpha, marks.reset), reverse=plan.reverse)
@@ -156,7 +158,7 @@ def scan(
     columns of W_h are, and XLA places what is computed in between.
 
     Args:
-        params: the layer's ``Params``.
+        params: the layer's ``Params``. In half precision, their gradients are summed over steps and samples in float32.
         xs: [T, ..., D], time first, then any number of batch axes or none. T may be 0.
         h0: [..., H], the state before the first step; zeros if ``None``.
         cell: the member of the family that params belongs to.

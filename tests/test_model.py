@@ -400,3 +400,18 @@ def test_compute_dtype_and_precision_reach_the_readout():
     rounded = model.apply(params, XS)
     assert rounded.dtype == jnp.float32
     assert 1e-5 < np.abs(rounded - exact).max() < 0.05
+
+
+@pytest.mark.parametrize("readout", ["mean", pytest.param("all", marks=pytest.mark.slow)])
+def test_sums_over_many_steps_of_half_precision(readout, quick_compiler):
+    """The embedding of a token that occurs 1,000 times, b_y and the mean are sums in float32."""
+    model = mgu.Model(1, (5,), 2, embedding_size=3, readout=readout, dtype=jnp.bfloat16)
+    wide = dataclasses.replace(model, dtype="float32")
+    rng, xs = np.random.default_rng(0), jnp.zeros((257, 4), jnp.int32)  # 257 is 256 in bfloat16
+    params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape), jax.eval_shape(model.init, jax.random.key(0)))
+    params = laws.cast(params, jnp.bfloat16)
+
+    gradient = jax.jit(lambda p, m: jax.grad(lambda p: m.apply(p, xs).astype(jnp.float32).mean())(p), static_argnums=1)
+    got, wanted = gradient(params, model), gradient(laws.cast(params, jnp.float32), wide)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        assert laws.relative_error(a.astype(jnp.float32), b) < 0.02, jax.tree_util.keystr(path)

@@ -59,7 +59,7 @@ from mgu_jax.layer.cell import (
 )
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.params import Params
-from mgu_jax.layer.products import Products
+from mgu_jax.layer.products import Products, wide
 
 
 class Loops(NamedTuple):
@@ -200,7 +200,7 @@ def backward_loop(
         dh_next = add(dhs_t, dh)  # (13)
         dh, dz_f, dz_h = retreat(weights, h, gates, alpha, dh_next, plan.cell, plan.product)
         if reset is not None:
-            dh_reset = add(dh_reset, jnp.where(reset, dh, 0))  # (15)
+            dh_reset = add(dh_reset, jnp.where(reset, dh, 0).astype(wide(dh)))  # (15)
             dh = jnp.where(reset, 0, dh)  # (15)
         return (dh, dh_reset), (dz_f, dz_h)
 
@@ -246,17 +246,19 @@ def _backward(
         loop = plan.loops.backward if plan.loops else backward_loop
         (dh, dh_reset), (dz_f, dz_h) = loop(plan, weights, (dh, dh_reset), (dhs, h, gates, alpha, reset))
         dparams_segment, dxs = weight_gradients(weights, xs, h, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
-        dparams = jax.tree.map(jnp.add, dparams, dparams_segment)  # (14)
+        dparams = jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, dparams_segment)  # (14)
         return (dh, dh_reset, dparams), dxs
 
-    zeros = jnp.zeros_like(h0)
-    carry = (zeros if dh_last is None else dh_last, None if marks.reset is None else zeros)
+    def zeros(a: Array) -> Array:
+        return jnp.zeros_like(a, wide(a))
+
+    carry = (jnp.zeros_like(h0) if dh_last is None else dh_last, None if marks.reset is None else zeros(h0))
     rows = _cut(plan, (xs, marks.alpha, marks.reset, dhs), h0)
     stacks = list(zip(rows, saved, strict=True))[::-1]
-    carry, dxs = segments.over(
-        backward_segment, (*carry, jax.tree.map(jnp.zeros_like, params)), stacks, not plan.reverse
-    )
+    carry, dxs = segments.over(backward_segment, (*carry, jax.tree.map(zeros, params)), stacks, not plan.reverse)
     dh, dh_reset, dparams = carry
+    dparams = jax.tree.map(lambda total, a: total.astype(a.dtype), dparams, params)
+    dh_reset = None if dh_reset is None else dh_reset.astype(h0.dtype)
     return dparams, segments.join(dxs, not plan.reverse), dh, dh_reset, None
 
 

@@ -1,6 +1,7 @@
 """The products of rows and weights, x W forward and dz W^T and x^T dz backward, in one place."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -11,9 +12,17 @@ from mgu_jax.layer.params import Term
 Precision = str | lax.Precision | lax.DotAlgorithmPreset | None
 
 
+def wide(array: Array) -> Any:
+    """The dtype in which sums over steps and samples are kept: float32 for an array of half precision, else its own."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array.dtype
+
+
 def like(b: Term, rows: Array) -> Term:
-    """b [..., H] repeated for every row [..., H], or ``None``; explicit, since JAX may forbid rank promotion."""
-    return None if b is None else jnp.broadcast_to(b, rows.shape)
+    """b [..., H] repeated for every row [..., H], or ``None``; explicit, since JAX may forbid rank promotion.
+
+    JAX sums the derivative over the rows in the dtype in which b is repeated.
+    """
+    return None if b is None else jnp.broadcast_to(b.astype(wide(b)), rows.shape).astype(b.dtype)
 
 
 def transposed(W: Term) -> Term:

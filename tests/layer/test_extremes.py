@@ -66,3 +66,24 @@ def test_a_long_sequence_stays_finite():
     value, gradient = jax.value_and_grad(lambda p: jnp.sum(mgu.scan(p, xs)[0] ** 2))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+LONG = [("manual", {"segment": 1}), ("autodiff", {}), pytest.param("parallel", {}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("implementation", "options"), LONG, ids=str)
+def test_sums_over_many_steps_of_half_precision(implementation, options, quick_compiler):
+    """Gradients are sums of 2,000 terms of one sign: each addition in bfloat16 would round to eight bits."""
+    cell, T, rng = mgu.MIN_GRU if implementation == "parallel" else mgu.MGU, 500, np.random.default_rng(0)
+    case = laws.case(cell, T, (4,))
+    case = case._replace(dhs=np.full_like(case.dhs, 1 / T), dh_last=0 * case.dh_last)
+    case = jax.tree.map(lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16), float), case)
+    options |= {"resets": rng.random((T, 4)) < 0.2}
+    reset_to = np.full((4, 5), 0.5)
+    _, grads = laws.gradients(
+        case, "bfloat16", cell, jax.jit, implementation=implementation, reset_to=reset_to, **options
+    )
+    _, wanted = laws.expected(case, cell, reset_to=reset_to, **options)
+    for name in {*mgu.Params._fields, "reset_to"} & grads.keys():
+        error = laws.relative_error(np.asarray(grads[name], float), wanted[name])
+        assert error < 0.01, f"{name}: {error}"
