@@ -1,4 +1,4 @@
-"""A trained model as a program that needs only JAX to run, for any batch size and any number of steps.
+"""A trained model as a program that needs only JAX to run, for any number of steps and samples of at least 1.
 
     export.save("tagger.npz", export.sequence(model, params), params)
 
@@ -91,10 +91,11 @@ def sequence(
 
 
 def stream(model: Model, params: ModelParams, *, platforms: tuple[str, ...] = PLATFORMS) -> jax_export.Exported:
-    """``model.step`` as a ``jax.export.Exported`` with ``call(weights, x, state, fresh) -> (y, state)``, for any B.
+    """``model.step`` as a ``jax.export.Exported`` with ``call(weights, x, state, fresh) -> (y, state)``.
 
-    x is [B, D], or tokens, int32 [B]; state is a tuple with [B, H] for every layer; y is [B, K]. fresh is bool [B]:
-    where it is true, a stream begins, and the model's own first state replaces the given one, which may hold anything.
+    x is [B, D], or tokens, int32 [B], for any B of at least 1; state is a tuple with [B, H] for every layer; y is
+    [B, K]. fresh is bool [B]: where it is true, a stream begins, and the model's own first state replaces the given
+    one, which may hold anything.
 
     Args:
         model: any ``mgu_jax.Model``, except a bidirectional one and one with readout="mean".

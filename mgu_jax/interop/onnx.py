@@ -94,9 +94,10 @@ def _gru_weights(cell: Cell, directions: list[Params]) -> tuple[np.ndarray, np.n
 
 
 def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: bool = False) -> Any:
-    """The model as an ``onnx.ModelProto`` with input "xs" and output "ys", for any T and B.
+    """The model as an ``onnx.ModelProto`` with input "xs" and output "ys", for any T and B of at least 1.
 
-    xs are [T, B, D], or tokens, int64 [T, B]; ys are what the model's readout gives.
+    xs are [T, B, D], or tokens, int64 [T, B]; ys are what the model's readout gives. With T or B of 0, onnxruntime's
+    GRU ends the whole process.
 
     Args:
         model: any ``mgu_jax.Model`` whose cell has a reset: ``MGU``, ``MGU1`` to ``MGU3``, ``RESET_AFTER_MGU``,

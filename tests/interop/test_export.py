@@ -45,6 +45,9 @@ def test_the_program_of_sequences_equals_apply_to_the_last_bit(name):
         got = exported.call(export.weights(params), xs, *lengths)
         wanted = model.apply(params, xs, lengths=lengths[0] if lengths else None)
         assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
+    for steps, batch in ((0, 2), (2, 0)) if name == "plain" else ():
+        with pytest.raises(ValueError, match="Expected value >= 1"):  # JAX's own sentence
+            exported.call(export.weights(params), inputs(model, steps, batch))
 
 
 @pytest.mark.slow

@@ -49,6 +49,18 @@ def test_onnxruntime_computes_what_the_model_computes(name, lengths):
     assert {node.domain for node in made.graph.node} == {""}, "only standard operators"
 
 
+@pytest.mark.parametrize("name", ["MGU", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sum", "tokens"))])
+def test_one_file_serves_every_number_of_steps_and_samples_from_one(name):
+    assert "for any T and B of at least 1" in to_onnx.__doc__
+    model = MODELS[name]
+    params = drawn(model)
+    made = to_onnx(model, params)
+    for steps, batch in ((1, 1), (1, 3), (9, 1)):
+        xs = inputs(model, steps, batch)
+        got = run(made, {"xs": xs.astype(np.int64) if xs.dtype == np.int32 else xs})["ys"]
+        np.testing.assert_allclose(got, model.apply(params, xs), rtol=0, atol=2e-6)
+
+
 def test_a_stream_carries_its_state():
     model = mgu.Model(D, (H, 7), K)
     params, xs = drawn(model), inputs(model, T, B)
