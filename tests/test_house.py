@@ -5,15 +5,18 @@ import graphlib
 import importlib
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import mgu_jax as mgu
+from tests.environments import environments
 from tests.rejects import rejects
 
 ROOT = Path(__file__).parent.parent
@@ -160,3 +163,12 @@ def test_the_wheel_holds_the_package_alone_and_imports(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import mgu_jax; print(mgu_jax.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ".whl" in done.stdout
+
+
+def test_ci_runs_the_pages_with_each_extra_alone():
+    """tests/environments.py has an environment for every extra that users install, and CI runs them all."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for name in environments() for extra in name.split(",")}
+    assert named == {"none", *extras} - {"test", "lint"}
+    (matrix,) = re.findall(r"extras: \[(.*)\]", (ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert {name.strip('"') for name in re.split(r", ", matrix)} == set(environments())

@@ -1,8 +1,8 @@
-"""A trained model as a program that needs only JAX to run, for any number of steps and samples of at least 1.
+"""A trained model as a program that runs without mgu_jax, for any number of steps and samples of at least 1.
 
-    export.save("tagger.npz", export.sequence(model, params), params)
+    export.save("tagger.npz", export.sequence(model, params), params)  # with the extra export
 
-Another process runs it without mgu_jax and without the training code:
+Another process runs it with JAX, NumPy and flatbuffers alone (``pip install jax flatbuffers``):
 
     weights = dict(numpy.load("tagger.npz"))
     tagger = jax.jit(jax.export.deserialize(bytearray(weights.pop("program"))).call)
@@ -24,6 +24,7 @@ from jax import Array, lax
 from jax import export as jax_export
 
 from mgu_jax import archive, checks
+from mgu_jax.extras import require
 from mgu_jax.interop._arguments import check_is_model
 from mgu_jax.interop.convert import named
 from mgu_jax.model import Model, ModelParams, State, check_model_params
@@ -124,6 +125,7 @@ def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -
     A file that is there is replaced when the new one is complete.
 
     Raises:
+        ImportError: flatbuffers, which the extra ``export`` installs, is missing.
         OSError: the file cannot be written.
         TypeError: path is not a path, exported not a program, or params not those of a model.
         ValueError: another ending.
@@ -133,4 +135,5 @@ def save(path: str | Path, exported: jax_export.Exported, params: ModelParams) -
     if not isinstance(exported, jax_export.Exported):
         raise TypeError(f"exported must be a result of sequence or stream; got {checks.describe(exported)}.")
     check_model_params(params)
+    require("flatbuffers", "export")  # jax.export imports it
     archive.write_npz(path, weights(params) | {"program": np.frombuffer(exported.serialize(), np.uint8)})

@@ -99,6 +99,18 @@ assert "mgu_jax" not in sys.modules
 """
 
 
+def test_without_flatbuffers_the_extra_is_named(tmp_path, monkeypatch):
+    """And an older file stays as it is."""
+    model, path = MODELS["plain"], tmp_path / "program.npz"
+    params = drawn(model)
+    exported = export.stream(model, params)
+    path.write_bytes(b"older")
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    install = "in a clone of mgu_jax, pip install -e '.[export]'"
+    rejects(lambda: export.save(path, exported, params), "flatbuffers", install, kind=ImportError)
+    assert path.read_bytes() == b"older"
+
+
 def test_a_stream_in_a_fresh_process(tmp_path):
     """A program of steps runs with JAX alone; one of three streams begins again."""
     model = mgu.Model(D, (H,), K, learned_h0=True)
