@@ -130,17 +130,17 @@ def check_floating(name: str, dtype: Any) -> None:
 def is_number(value: Any) -> bool:
     """Whether value is one real number, of Python, NumPy or JAX; it may be traced."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return value.shape == () and _is_real(value.dtype)
+        return value.shape == () and is_real(value.dtype)
     return isinstance(value, int | float)
 
 
-def _is_real(dtype: Any) -> bool:
+def is_real(dtype: Any) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def check_numbers(name: str, value: Any, size: int) -> None:
     """Raise ValueError unless value is one real number or a row of ``size`` of them; it may be traced."""
-    row = isinstance(value, jax.Array | np.ndarray) and value.shape == (size,) and _is_real(value.dtype)
+    row = isinstance(value, jax.Array | np.ndarray) and value.shape == (size,) and is_real(value.dtype)
     if not is_number(value) and not row:
         raise ValueError(f"{name} must be a number or [{size}]; got {describe(value)}.")
 

@@ -1,6 +1,6 @@
 """Checks of arguments that several adapters share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mgu_jax import checks
@@ -32,6 +32,16 @@ def check_own_cell(cell: Any, kind: type) -> None:
     if not isinstance(cell, kind):
         article = "an" if kind.__name__.startswith("MGU") else "a"
         raise TypeError(f"cell must be {article} {kind.__name__} of mgu_jax; got {checks.describe(cell)}.")
+
+
+def check_left_out(cell: Any, kind: type, given: Mapping[str, Any]) -> None:
+    """Raise ValueError if anything is given that only ``scan`` can do, since another loop runs the cell."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} must be left out with a {type(cell).__name__} (it overrides {kind.__name__}.__call__, so "
+                f"mgu_jax.scan cannot run it); got {checks.describe(value)}."
+            )
 
 
 def check_options(options: Iterable[str] | None) -> None:

@@ -1,11 +1,13 @@
 """``scan`` with the axes and the keyword arguments of Flax's RNN, for linen and for nnx."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax.numpy as jnp
 from jax import Array
 
+from mgu_jax.interop._arguments import check_left_out
+from mgu_jax.interop._promotion import check_real, promote
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
 from mgu_jax.sequence import scan
@@ -15,7 +17,7 @@ class CallOptions(TypedDict, total=False):
     """Keyword arguments of a call. Flax's RNN has the first six; a flag that is ``None`` is the layer's own.
 
     Attributes:
-        initial_carry: [..., H]; zeros if ``None``.
+        initial_carry: [..., H]; that of the cell's ``initialize_carry`` if ``None``, which is zero.
         seq_lengths: whole numbers [...]: the valid steps of each sequence.
         return_carry: also return the carry after the last valid step.
         time_major: inputs and outputs are [T, ..., features] instead of [..., T, features].
@@ -37,9 +39,22 @@ class CallOptions(TypedDict, total=False):
     key: Array | None
 
 
-def time_axis(layer: Any, inputs: Array, time_major: bool | None) -> int:
-    """The axis of time in inputs."""
-    return 0 if _flag(layer, "time_major", time_major) else inputs.ndim - 2
+# What CallOptions adds to the arguments of Flax's RNN.
+_OURS = ("resets", "reset_to", "key")
+
+
+def for_flax_loop(layer: Any, cell_class: type, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call for Flax's own loop, which runs a cell that is not computed by ``scan``.
+
+    Raises:
+        ValueError: an argument or an option that Flax's loop does not have.
+    """
+    ours = {name: call.get(name) for name in _OURS}
+    check_left_out(layer.cell, cell_class, ours | {"options": dict(layer.options) or None})
+    call = {name: value for name, value in call.items() if name not in _OURS}
+    if isinstance(call.get("seq_lengths"), list | tuple):
+        call["seq_lengths"] = jnp.asarray(call["seq_lengths"])
+    return call
 
 
 def run_rnn(
@@ -47,6 +62,8 @@ def run_rnn(
     params: Params,
     cell: Cell,
     options: Mapping[str, Any],
+    initialize_carry: Callable[[tuple[int, ...]], Array],
+    dtype: Any,
     inputs: Array,
     *,
     initial_carry: Array | None = None,
@@ -63,8 +80,9 @@ def run_rnn(
 
     Args:
         layer: one of Flax's RNNs, whose flags are used where those of the call are ``None``.
-        params, cell: of the layer's cell.
+        params, cell, dtype: of the layer's cell.
         options: static options of ``scan``.
+        initialize_carry: gives the initial carry for inputs of one step, of the given shape.
         inputs: [..., T, D], or [T, ..., D] with time_major.
         initial_carry, seq_lengths, return_carry, time_major, reverse, keep_order, resets, reset_to, key: as in
             ``CallOptions``.
@@ -76,17 +94,22 @@ def run_rnn(
     reverse = _flag(layer, "reverse", reverse)
     if isinstance(seq_lengths, list | tuple):
         seq_lengths = jnp.asarray(seq_lengths)
+    for name, value in (("inputs", inputs), ("initial_carry", initial_carry), ("reset_to", reset_to)):
+        check_real(name, value)
+    if initial_carry is None and getattr(inputs, "ndim", 0) > 1:
+        axis = 0 if time_major else inputs.ndim - 2
+        initial_carry = initialize_carry((*inputs.shape[:axis], *inputs.shape[axis + 1 :]))
+    params, (inputs, initial_carry, reset_to), rounded = promote(params, dtype, inputs, initial_carry, reset_to)
     # What scan would check under its own names of the arguments is checked here under Flax's.
     check_features("inputs", inputs, "time, ..., " if time_major else "..., time, ", params, "W_h")
-    axis = time_axis(layer, inputs, time_major)
-    xs = jnp.moveaxis(jnp.asarray(inputs), axis, 0)
+    axis = 0 if time_major else inputs.ndim - 2
+    xs = jnp.moveaxis(inputs, axis, 0)
     if resets is not None:
         resets = jnp.asarray(resets)
         check_resets(resets, inputs.shape[:-1], "inputs")
         resets = jnp.moveaxis(resets, axis, 0)
     steps, *batch, _ = xs.shape
-    if initial_carry is not None:
-        check_state("initial_carry", initial_carry, tuple(batch), params, "inputs")
+    check_state("initial_carry", initial_carry, tuple(batch), params, "inputs")
     check_lengths(seq_lengths, steps, tuple(batch), "seq_lengths", "inputs")
     hs, carry = scan(
         params,
@@ -98,7 +121,7 @@ def run_rnn(
         reset_to=reset_to,
         reverse=reverse,
         key=key,
-        **options,
+        **{"compute_dtype": rounded, **options},
     )
     if reverse and not _flag(layer, "keep_order", keep_order):
         hs = _reverse_each(hs, seq_lengths)

@@ -7,19 +7,21 @@ Both take one example; use ``jax.vmap`` for a batch, as everywhere in Equinox.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from mgu_jax.extras import require
-from mgu_jax.interop._arguments import check_options, check_own_cell, check_params_fit
+from mgu_jax.interop._arguments import check_left_out, check_options, check_own_cell, check_params_fit
+from mgu_jax.interop._promotion import check_real, promote, step
 from mgu_jax.layer.family import MGU as PAPER_CELL
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.initial import init
 from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
-from mgu_jax.layer.step import step
 from mgu_jax.sequence import scan
 
 eqx = require("equinox", "equinox")
@@ -75,16 +77,22 @@ class MGUCell(eqx.Module):
 
     def __call__(self, input: Array, hidden: Array, *, key: Array | None = None) -> Array:
         """The new hidden [H]; input [D], hidden [H]. ``key`` has no effect, as in Equinox's own cells."""
+        check_real("input", input)
+        check_real("hidden", hidden)
         _check_one("input", input, "[D]")
         _check_one("hidden", hidden, "[H]")
         return step(self.params, hidden, input, self.member)
+
+
+_CALL = MGUCell.__call__
 
 
 class MGU(eqx.Module):
     """An ``MGUCell`` over time, run by ``mgu_jax.scan`` with its hand-written backward pass.
 
     Args:
-        cell: the ``MGUCell``.
+        cell: the ``MGUCell``. One of a subclass that overrides ``__call__`` is called in a ``jax.lax.scan``, and
+            takes no options.
         reverse: run from the last step to the first; the outputs remain in the order of time.
         options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
@@ -114,9 +122,14 @@ class MGU(eqx.Module):
         """All hidden states [T, H] and the last one [H], for input [T, D].
 
         ``hidden`` [H] is the initial state, zeros if ``None``. ``length`` (a whole number, or an array of shape []),
-        ``resets`` (bool [T]), ``reset_to`` ([H]) and ``key`` (for noise) are those of ``mgu_jax.scan``.
+        ``resets`` (bool [T]), ``reset_to`` ([H]) and ``key`` (for noise) are those of ``mgu_jax.scan``. A subclass that
+        overrides ``__call__`` gets one key per step.
         """
-        params = self.cell.params
+        if type(self.cell).__call__ is not _CALL:
+            return self._loop(input, hidden, length, resets, reset_to, key)
+        for name, value in (("input", input), ("hidden", hidden), ("reset_to", reset_to)):
+            check_real(name, value)
+        params, (input, hidden, reset_to), _ = promote(self.cell.params, None, input, hidden, reset_to)
         _check_one("input", input, "[T, D]")
         check_features("input", input, "T, ", params, "W_h")
         if hidden is not None:
@@ -139,3 +152,28 @@ class MGU(eqx.Module):
             key=key,
             **options,
         )
+
+    def _loop(
+        self, input: Array, hidden: Any, length: Any, resets: Array | None, reset_to: Any, key: Array | None
+    ) -> tuple[Any, Any]:
+        """What ``__call__`` returns, by one call of the cell per step."""
+        check_left_out(self.cell, MGUCell, {"options": dict(self.options) or None})
+        T = len(input)
+        if hidden is None:
+            hidden = jnp.zeros(self.cell.hidden_size, promote(self.cell.params, None, input)[0].W_h.dtype)
+        first = hidden if reset_to is None else reset_to
+        valid = None if length is None else jnp.arange(T) < length
+        keys = None if key is None else jax.random.split(key, T)
+
+        def choose(which: Array | None, one: Any, other: Any) -> Any:
+            return one if which is None else jax.tree.map(partial(jnp.where, which), one, other)
+
+        def one_step(h: Any, rows: Any) -> tuple[Any, Any]:
+            x, valid, reset, key = rows
+            h = choose(None if reset is None else ~reset, h, first)
+            x = choose(valid, x, jnp.zeros_like(x))  # padding may hold NaN
+            new = self.cell(x, h, **({} if key is None else {"key": key}))
+            return choose(valid, new, h), choose(valid, new, jax.tree.map(jnp.zeros_like, new))
+
+        last, hs = jax.lax.scan(one_step, hidden, (input, valid, resets, keys), reverse=self.reverse)
+        return hs, last

@@ -16,11 +16,11 @@ from jax import Array, random
 
 from mgu_jax.extras import require
 from mgu_jax.interop._arguments import check_options, check_own_cell
-from mgu_jax.interop._flax_rnn import CallOptions, run_rnn, time_axis
+from mgu_jax.interop._flax_rnn import CallOptions, for_flax_loop, run_rnn
+from mgu_jax.interop._promotion import check_real, step
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.initial import init
 from mgu_jax.layer.params import Params
-from mgu_jax.layer.step import step
 
 nn = require("flax.linen", "flax")
 core = require("flax.core", "flax")
@@ -39,6 +39,8 @@ class MinimalGatedCell(nn.RNNCellBase):
             -1 makes the cell keep its state.
         param_dtype: dtype of the parameters and of the carry.
         carry_init: draws the initial carry; zeros if ``None``.
+        dtype: dtype of the computation, as in linen's own cells; ``None`` is that of parameters, inputs and carry
+            together. If it is narrower than the carry, the operands of all products are rounded to it.
     """
 
     features: int
@@ -46,6 +48,7 @@ class MinimalGatedCell(nn.RNNCellBase):
     options: Mapping[str, Any] = core.FrozenDict()
     param_dtype: Any = jnp.float32
     carry_init: Callable[..., Array] | None = None
+    dtype: Any = None
 
     @nn.compact
     def parameters(self, in_features: int) -> Params:
@@ -63,7 +66,9 @@ class MinimalGatedCell(nn.RNNCellBase):
 
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
         """The new carry [..., H] twice, as carry and as output; carry [..., H], inputs [..., D]."""
-        h = step(self.parameters(inputs.shape[-1]), carry, inputs, self.cell)
+        check_real("carry", carry)
+        check_real("inputs", inputs)
+        h = step(self.parameters(inputs.shape[-1]), carry, inputs, self.cell, self.dtype)
         return h, h
 
     @nn.nowrap
@@ -80,15 +85,19 @@ class MinimalGatedCell(nn.RNNCellBase):
         return 1
 
 
+_CALL = MinimalGatedCell.__call__
+
+
 class MinimalGatedRNN(nn.RNN):
     """``nn.RNN`` of a ``MinimalGatedCell``, run by ``mgu_jax.scan`` with its hand-written backward pass.
 
     It computes what ``nn.RNN`` computes, except past the end of a sequence: outputs there are zero, a sequence of
     length 0 keeps its initial carry, and NaN in the padding has no effect. ``seq_lengths`` works with any number of
-    batch axes.
+    batch axes. README.md in this folder lists all differences.
 
     Attributes:
-        cell: the ``MinimalGatedCell``.
+        cell: the ``MinimalGatedCell``. One of a subclass that overrides ``__call__``, which transformations such as
+            ``nn.remat`` also make, is run by linen's own loop, exactly as by ``nn.RNN``, and takes no options.
         time_major, return_carry, reverse, keep_order: as in ``nn.RNN``. Its options for the loop, such as unroll, have
             no effect.
         options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
@@ -105,10 +114,13 @@ class MinimalGatedRNN(nn.RNN):
         """
         check_own_cell(self.cell, MinimalGatedCell)
         check_options(self.options)
-        if call.get("initial_carry") is None and self.cell.carry_init is not None:
-            axis = time_axis(self, inputs, call.get("time_major"))
-            shape = (*inputs.shape[:axis], *inputs.shape[axis + 1 :])
-            init_key = random.key(0) if init_key is None else init_key
-            call["initial_carry"] = self.cell.initialize_carry(init_key, shape)
-        params = self.cell.parameters(inputs.shape[-1])
-        return run_rnn(self, params, self.cell.cell, self.options, inputs, **call)
+        cell = self.cell
+        if type(cell).__call__ is not _CALL:
+            return super().__call__(inputs, init_key=init_key, **for_flax_loop(self, MinimalGatedCell, call))
+
+        def initialize_carry(shape: tuple[int, ...]) -> Array:
+            return cell.initialize_carry(random.key(0) if init_key is None else init_key, shape)
+
+        check_real("inputs", inputs)
+        params = cell.parameters(inputs.shape[-1])
+        return run_rnn(self, params, cell.cell, self.options, initialize_carry, cell.dtype, inputs, **call)

@@ -15,12 +15,12 @@ from jax import Array
 from mgu_jax import checks
 from mgu_jax.extras import require
 from mgu_jax.interop._arguments import check_options, check_own_cell, check_params_fit
-from mgu_jax.interop._flax_rnn import CallOptions, run_rnn
+from mgu_jax.interop._flax_rnn import CallOptions, for_flax_loop, run_rnn
+from mgu_jax.interop._promotion import check_real, step
 from mgu_jax.layer.family import MGU as PAPER_CELL
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.initial import init
 from mgu_jax.layer.params import Params
-from mgu_jax.layer.step import step
 
 nnx = require("flax.nnx", "flax")
 
@@ -33,6 +33,8 @@ class MGUCell(nnx.RNNCellBase):
         hidden_features: H.
         cell: the member.
         params: the initial ``Params``; drawn if ``None``.
+        dtype: dtype of the computation, as in nnx's own cells; ``None`` is that of parameters, inputs and carry
+            together. If it is narrower than the carry, the operands of all products are rounded to it.
         param_dtype: dtype of drawn parameters.
         rngs: an ``nnx.Rngs``, whose stream "params" gives the key to draw with.
         options: further arguments of ``mgu_jax.init``, such as ``forget_bias``. The sign is the paper's: -1 makes the
@@ -49,6 +51,7 @@ class MGUCell(nnx.RNNCellBase):
         *,
         cell: Cell = PAPER_CELL,
         params: Params | None = None,
+        dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: Any = None,
         **options: Any,
@@ -58,14 +61,14 @@ class MGUCell(nnx.RNNCellBase):
                 raise ValueError("rngs must be given if params is not; got None.")
             if not isinstance(rngs, nnx.Rngs):
                 raise TypeError(f"rngs must be an nnx.Rngs; got {checks.describe(rngs)}.")
-            if "dtype" in options:
-                came = checks.describe(options["dtype"])
-                raise TypeError(f"dtype must be left out, since param_dtype sets it; got {came}.")
             params = init(rngs.params(), in_features, hidden_features, cell, dtype=param_dtype, **options)
         check_params_fit(params, cell, in_features, hidden_features)
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.member = cell
+        if dtype is not None:
+            checks.check_floating("dtype", dtype)
+        self.dtype = dtype
         for name, value in params._asdict().items():
             setattr(self, name, nnx.data(None) if value is None else nnx.Param(jnp.asarray(value)))
 
@@ -77,7 +80,9 @@ class MGUCell(nnx.RNNCellBase):
 
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
         """The new carry [..., H] twice, as carry and as output; carry [..., H], inputs [..., D]."""
-        h = step(self.params, carry, inputs, self.member)
+        check_real("carry", carry)
+        check_real("inputs", inputs)
+        h = step(self.params, carry, inputs, self.member, self.dtype)
         return h, h
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> Array:
@@ -95,15 +100,19 @@ class MGUCell(nnx.RNNCellBase):
         return 1
 
 
+_CALL = MGUCell.__call__
+
+
 class MGU(nnx.RNN):
     """``nnx.RNN`` of an ``MGUCell``, run by ``mgu_jax.scan`` with its hand-written backward pass.
 
     It computes what ``nnx.RNN`` computes, except past the end of a sequence: outputs there are zero, a sequence of
     length 0 keeps its initial carry, and NaN in the padding has no effect. ``seq_lengths`` works with any number of
-    batch axes.
+    batch axes. README.md in this folder lists all differences.
 
     Args:
-        cell: the ``MGUCell``.
+        cell: the ``MGUCell``. One of a subclass that overrides ``__call__`` is run by nnx's own loop, exactly as by
+            ``nnx.RNN``, and takes no options.
         options: static options of ``scan``: implementation, save, segment, precision, compute_dtype, recurrent_dropout,
             zoneout, dropconnect.
         rnn: arguments of ``nnx.RNN``: time_major, return_carry, reverse, keep_order. Its options for the loop, such as
@@ -119,7 +128,15 @@ class MGU(nnx.RNN):
     def __call__(self, inputs: Array, *, rngs: Any = None, **call: Unpack[CallOptions]) -> Any:
         """outputs [..., T, H], or (carry, outputs) with return_carry, of inputs [..., T, D].
 
-        ``rngs`` has no effect: without an initial_carry, the carry is zero. The other arguments are those of
-        ``nnx.RNN``, and ``resets``, ``reset_to`` and ``key`` of ``mgu_jax.scan``; see ``CallOptions``.
+        ``rngs`` is for a cell that draws its initial carry. The other arguments are those of ``nnx.RNN``, and
+        ``resets``, ``reset_to`` and ``key`` of ``mgu_jax.scan``; see ``CallOptions``.
         """
-        return run_rnn(self, self.cell.params, self.cell.member, dict(self.options), inputs, **call)
+        cell = self.cell
+        if type(cell).__call__ is not _CALL:
+            return super().__call__(inputs, rngs=rngs, **for_flax_loop(self, MGUCell, call))
+        rngs = self.rngs if rngs is None else rngs
+
+        def initialize_carry(shape: tuple[int, ...]) -> Array:
+            return cell.initialize_carry(shape, rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs)
+
+        return run_rnn(self, cell.params, cell.member, dict(self.options), initialize_carry, cell.dtype, inputs, **call)

@@ -110,9 +110,11 @@ def test_bidirectional():
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-def test_lengths_may_be_a_list():
+def test_lengths_may_be_a_list_or_have_many_axes():
     layer = MGU(cell())
     lengths = [1, 2, T]
+    many = layer(XS[None, :, None], seq_lengths=jnp.asarray(lengths)[None, :, None])
+    np.testing.assert_allclose(many[0, :, 0], layer(XS, seq_lengths=lengths), atol=1e-12)
     np.testing.assert_array_equal(layer(XS, seq_lengths=lengths), layer(XS, seq_lengths=jnp.asarray(lengths)))
 
 
@@ -164,7 +166,7 @@ def test_errors():
         rejects(call, name, rule, f"got {got}", ValueError)
     for call, name, rule, got in [
         (lambda: MGUCell(D, H, rngs=0), "rngs", "an nnx.Rngs", "0"),
-        (lambda: MGUCell(D, H, rngs=nnx.Rngs(0), dtype="bfloat16"), "dtype", "param_dtype", "'bfloat16'"),
+        (lambda: MGUCell(D, H, rngs=nnx.Rngs(0), dtype="int32"), "dtype", "float32, float64", "int32"),
         (lambda: MGU(cell(), options={"foo": 1}), "options", "mgu_jax.scan", "'foo'"),
         (lambda: MGU(cell(), options={"lengths": 1}), "options", "mgu_jax.scan", "'lengths'"),
         (lambda: MGU(gru), "cell", "an MGUCell of mgu_jax", "a GRUCell"),
