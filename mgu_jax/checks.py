@@ -220,7 +220,7 @@ def as_numbers(name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "US":
         hint = "np.unique(labels, return_inverse=True) numbers the labels"
         raise TypeError(f"{name} must hold numbers ({hint}); got text, such as {str(next(iter(value.flat), ''))!r}.")
-    if _is_key(value) or not _is_real(value.dtype) or value.dtype == np.longdouble != np.float64:
+    if _is_key(value) or not is_real(value.dtype) or value.dtype == np.longdouble != np.float64:
         raise TypeError(f"{name} must hold real numbers; got {_described_dtype(value)}.")
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
