@@ -44,7 +44,7 @@ class Task(NamedTuple):
     longest: int  # for chrono
     sequences: Any  # [T, N, D], or tokens [T, N]
     sources: dict[str, str]
-    evaluation: dict[str, int] = {}  # noqa: RUF012 (read only)
+    evaluation: dict[str, Any] = {}  # noqa: RUF012 (read only)
 
 
 def digits(config: Config) -> Task:
