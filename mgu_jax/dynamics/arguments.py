@@ -4,8 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from mgu_jax import checks
+from mgu_jax.layer import mesh
 from mgu_jax.layer.family import Cell, check_cell
 from mgu_jax.layer.params import Params, check_features, check_params, check_state
 
@@ -21,6 +23,11 @@ def checked_run(params: Params, xs: Any, h0: Any, cell: Cell) -> Array:
         return jnp.zeros((*xs.shape[1:-1], H), checks.dtype_of(params.W_h))
     check_state("h0", h0, xs.shape[1:-1], params)
     return h0
+
+
+def split(*arrays: Any, leading: int = 0) -> PartitionSpec:
+    """How the batch axes of arrays [..., features] are split on a mesh with explicit axes, after ``leading`` others."""
+    return PartitionSpec(*[None] * leading, *mesh.merged(*(mesh.spec(array)[:-1] for array in arrays)))
 
 
 def check_factorised(params: Params) -> None:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.dynamics.arguments import check_factorised, checked_run
+from mgu_jax.dynamics.arguments import check_factorised, checked_run, split
 from mgu_jax.dynamics.linear import tangents
+from mgu_jax.layer import mesh
 from mgu_jax.layer.cell import InputTerms, advance, prepare, project
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.params import Params
@@ -62,13 +63,13 @@ def lyapunov(
         if value > most:
             raise ValueError(f"{name} must be at most {most} (the number of {why}); got {value}.")
     checks.check_size("every", every)
-    return _lyapunov(params, xs, h0, int(k), cell, int(warmup), int(every))
+    run = partial(_lyapunov, k=int(k), cell=cell, warmup=int(warmup), every=int(every))
+    return mesh.automatic(run, (params, xs, h0), lambda _, xs, h0: split(xs[0], h0))
 
 
 @partial(jax.jit, static_argnames=("k", "cell", "warmup", "every"))
 def _lyapunov(params: Params, xs: Array, h0: Array, k: int, cell: Cell, warmup: int, every: int) -> Array:
     T, (*batch, H) = xs.shape[0], h0.shape
-    weights = prepare(params, cell)
     steps = jnp.arange(1, T + 1)
     decomposed = (steps % every == 0) | (steps == warmup) | (steps == T)
 
@@ -84,6 +85,7 @@ def _lyapunov(params: Params, xs: Array, h0: Array, k: int, cell: Cell, warmup: 
         return (h_next, v), jnp.where(counts, growth, 0)
 
     first, _ = orthonormal(jax.random.normal(jax.random.key(0), (k, H), h0.dtype))
-    v = jnp.broadcast_to(first, (*batch, k, H))
+    params, xs, h0, first = mesh.vary_alike((params, xs, h0, first))
+    weights, v = prepare(params, cell), jnp.broadcast_to(first, (*batch, k, H))
     _, growth = lax.scan(body, (h0, v), (project(params, xs), decomposed, steps > warmup))
     return -jnp.sort(-jnp.sum(growth, 0) / (T - warmup), -1)

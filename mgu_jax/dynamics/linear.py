@@ -32,6 +32,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mgu_jax import checks
+from mgu_jax.dynamics.arguments import split
+from mgu_jax.layer import mesh
 from mgu_jax.layer.cell import SLOPE, Gates, add, advance, prepare, project, share
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.layer_norm import Normalised, normalise_backward, normalise_tangent
@@ -57,7 +59,7 @@ def jacobian(params: Params, h: Array, x: Array, cell: Cell = MGU) -> tuple[Arra
         ValueError: the shapes do not fit each other.
     """
     check_rows(params, h, x, cell)
-    return _jacobian(params, h, x, cell)
+    return mesh.automatic(partial(_jacobian, cell=cell), (params, h, x), lambda _, h, x: split(h, x))
 
 
 def jvp(params: Params, h: Array, x: Array, v: Array, w: Array | None = None, cell: Cell = MGU) -> Array:
@@ -75,7 +77,7 @@ def jvp(params: Params, h: Array, x: Array, v: Array, w: Array | None = None, ce
     _check_like("v", v, h, "h")
     if w is not None:
         _check_like("w", w, x, "x")
-    return _jvp(params, h, x, v, w, cell)
+    return mesh.automatic(partial(_jvp, cell=cell), (params, h, x, v, w), lambda _, h, x, *__: split(h, x))
 
 
 def vjp(params: Params, h: Array, x: Array, dh_next: Array, cell: Cell = MGU) -> tuple[Array, Array]:
@@ -90,7 +92,7 @@ def vjp(params: Params, h: Array, x: Array, dh_next: Array, cell: Cell = MGU) ->
     """
     check_rows(params, h, x, cell)
     _check_like("dh_next", dh_next, h, "h")
-    return _vjp(params, h, x, dh_next, cell)
+    return mesh.automatic(partial(_vjp, cell=cell), (params, h, x, dh_next), lambda _, h, x, __: split(h, x))
 
 
 def closed_form(params: Params, h: Array, gates: Gates, cell: Cell) -> tuple[Array, Array]:

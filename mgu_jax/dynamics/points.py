@@ -21,8 +21,9 @@ import numpy as np
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.dynamics.arguments import check_factorised, check_least
-from mgu_jax.dynamics.linear import closed_form
+from mgu_jax.dynamics.arguments import check_factorised, check_least, split
+from mgu_jax.dynamics.linear import closed_form, jacobian
+from mgu_jax.layer import mesh
 from mgu_jax.layer.cell import advance, prepare, project
 from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.params import Params, check_features, check_params
@@ -87,7 +88,8 @@ def fixed_points(
     chosen, reached = _merged(states[kept], speed[kept], apart)
     chosen = kept[chosen]
     states = states[chosen]
-    jacobians = np.asarray(_jacobians(params, x, states, cell))
+    rows = jnp.broadcast_to(jnp.asarray(x), (len(states), x.shape[0]))
+    jacobians = np.asarray(jacobian(params, jnp.asarray(states), rows, cell)[0])
     values = np.linalg.eigvals(jacobians.astype(np.float64)).astype(complex)
     values = np.take_along_axis(values, np.argsort(-np.abs(values), -1, kind="stable"), -1)
     stable = fixed[chosen] & (np.abs(values[:, 0]) < 1)
@@ -105,7 +107,8 @@ def newton(
         TypeError, ValueError: as ``fixed_points``.
     """
     _check(params, x, starts, cell, rounds)
-    return _newton(params, x, starts, cell, int(rounds))
+    run = partial(_newton, cell=cell, rounds=int(rounds))
+    return mesh.automatic(run, (params, x, starts), lambda _, x, starts: split(starts))
 
 
 @partial(jax.jit, static_argnames=("cell", "rounds"))
@@ -145,7 +148,7 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
         def unfinished(state: Any) -> Array:
             return (state[0] < rounds) & ~state[1][-1]
 
-        first = (h, speed_of(h), jnp.asarray(_FIRST, h.dtype), jnp.asarray(False))
+        first = mesh.vary_alike((h, speed_of(h), jnp.asarray(_FIRST, h.dtype), jnp.asarray(False)))
         _, (h, q, *_) = lax.while_loop(unfinished, lambda s: (s[0] + 1, improve(s[1])), (0, first))
         return h, q, q <= smallest
 
@@ -153,12 +156,6 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
     h, q, fixed = jax.vmap(search)(flat)
     batch = starts.shape[:-1]
     return h.reshape(starts.shape), q.reshape(batch), fixed.reshape(batch)
-
-
-@partial(jax.jit, static_argnames="cell")
-def _jacobians(params: Params, x: Array, h: Array, cell: Cell) -> Array:
-    x = jnp.broadcast_to(x, (*h.shape[:-1], x.shape[-1]))
-    return closed_form(params, h, advance(prepare(params, cell), h, project(params, x), cell)[1], cell)[0]
 
 
 def _merged(states: np.ndarray, speed: np.ndarray, apart: float) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mgu_jax import checks
-from mgu_jax.dynamics.arguments import checked_run
+from mgu_jax.dynamics.arguments import checked_run, split
+from mgu_jax.layer import mesh
 from mgu_jax.layer.bptt import Plan, forward_loop
 from mgu_jax.layer.cell import Gates, add, prepare, project, retreat, share, with_transposes
 from mgu_jax.layer.family import MGU, Cell
@@ -59,11 +60,19 @@ def memory(params: Params, xs: Array, h0: Array | None = None, probe: Array | No
     checks.check_array("probe", probe, checks.dtype_of(params.W_h), "the dtype of params")
     if probe.ndim not in (1, 2) or probe.shape[-1] != H:
         raise ValueError(f"probe must have shape [{H}] or [P, {H}] (the units of params); got {list(probe.shape)}.")
-    return _memory(params, xs, h0, probe.reshape(-1, H), cell)
+    run, arguments = partial(_memory, cell=cell), (params, xs, h0, probe.reshape(-1, H))
+    return mesh.automatic(run, arguments, _placed)
+
+
+def _placed(params: Params, xs: Array, h0: Array, probe: Array) -> Memory:
+    """How the results are split on a mesh with explicit axes: as xs and h0 are."""
+    batch, of_steps = split(xs[0], h0), split(xs[0], h0, leading=1)
+    return Memory(of_steps, of_steps, of_steps, batch)
 
 
 @partial(jax.jit, static_argnames="cell")
 def _memory(params: Params, xs: Array, h0: Array, probe: Array, cell: Cell) -> Memory:
+    params, xs, h0, probe = mesh.vary_alike((params, xs, h0, probe))
     weights, product = with_transposes(prepare(params, cell)), Products()
     _, hs, gates = forward_loop(Plan(cell), weights, project(params, xs), h0, None, None)
     before = jnp.concatenate([h0[None], hs[:-1]])
