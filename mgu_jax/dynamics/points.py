@@ -9,7 +9,8 @@ is singular. The search takes in each round the better one of two steps d, both 
     (A^T A + m I) d = -A^T (F(h) - h)     Levenberg and Marquardt's, which for large m descends from anywhere
 
 and neither, with a larger m, if q would not fall. Newton's step counts only if it is short, so that the search stays in
-the neighbourhood of its start. So q never rises, and where no fixed point is near, the search ends at a slow one.
+the neighbourhood of its start, and in the range of tanh. So q never rises, and where no fixed point is near, the search
+ends at a slow one.
 """
 
 from functools import partial
@@ -114,8 +115,11 @@ def newton(
 @partial(jax.jit, static_argnames=("cell", "rounds"))
 def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) -> tuple[Array, Array, Array]:
     weights, inputs, H = prepare(params, cell), project(params, x), starts.shape[-1]
-    # Rounding leaves an error of some last places in each unit of F.
-    smallest = H * (8 * jnp.finfo(starts.dtype).eps) ** 2 / 2
+
+    def rounding(h: Array) -> Array:
+        """The speed that an error of some last places in each unit of F makes."""
+        error = 8 * jnp.finfo(h.dtype).eps * jnp.maximum(1, jnp.max(jnp.abs(h)))
+        return H * error**2 / 2
 
     def move(h: Array) -> tuple[Array, Any]:
         h_next, gates = advance(weights, h, inputs, cell)
@@ -133,7 +137,7 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
         systems = jnp.stack([A, A.T @ A + damping * eye])
         steps = jnp.linalg.solve(systems, -jnp.stack([g, A.T @ g])[..., None])[..., 0]
         ends = jnp.where(jnp.isfinite(steps), h[None] + steps, h[None])
-        if cell.activation == "tanh":  # where all states end
+        if cell.activation == "tanh":  # no state stays outside of its range
             ends = jnp.clip(ends, -1, 1)
         speeds = jax.vmap(speed_of)(ends)
         short = jnp.stack([jnp.max(jnp.abs(steps[0])) <= _SHORT, jnp.asarray(True)])
@@ -141,7 +145,7 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
         best = jnp.argmin(speeds)
         better = speeds[best] < q
         damping = jnp.clip(jnp.where(better, damping / 4, damping * 8), _LEAST, _MOST)
-        done = (~better & ((q <= smallest) | (damping >= _MOST))) | (speeds[best] == 0)
+        done = (~better & ((q <= rounding(h)) | (damping >= _MOST))) | (speeds[best] == 0)
         return jnp.where(better, ends[best], h), jnp.where(better, speeds[best], q), damping, done
 
     def search(h: Array) -> tuple[Array, Array, Array]:
@@ -150,7 +154,7 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
 
         first = mesh.vary_alike((h, speed_of(h), jnp.asarray(_FIRST, h.dtype), jnp.asarray(False)))
         _, (h, q, *_) = lax.while_loop(unfinished, lambda s: (s[0] + 1, improve(s[1])), (0, first))
-        return h, q, q <= smallest
+        return h, q, q <= rounding(h)
 
     flat = starts.reshape(-1, H)
     h, q, fixed = jax.vmap(search)(flat)

@@ -12,7 +12,6 @@ from tests import laws
 from tests.test_compilation import products
 
 NAMES = list(laws.CELLS)
-RARE = ("norm after", "norm diagonal", "norm bias", "diagonal flax update")  # "norm" and others have their lines too
 
 
 def arguments(cell, dtype, batch=(3,)):
@@ -50,7 +49,7 @@ def equals_autodiff(cell, dtype, batch=(3,)):
     laws.assert_close(got, wanted, laws.TOLERANCE[dtype] * (50 if cell.layer_norm else 1))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_it_equals_autodiff(x64, name):
     equals_autodiff(laws.CELLS[name], "float64")
 

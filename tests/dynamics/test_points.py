@@ -119,3 +119,11 @@ def test_under_jit_and_vmap(x64):
     assert fixed.any()
     alone = dynamics.newton(jax.tree.map(lambda a: a[1], several), xs[1, 0], h0[2])[0]
     np.testing.assert_allclose(states[1, 1, 2], alone, rtol=0, atol=1e-12)
+
+
+def test_a_large_fixed_point(quick_compiler):
+    """Rounding leaves a speed that grows with the state; the point is fixed all the same."""
+    params = mgu.init(jax.random.key(0), 3, 8, mgu.MIN_GRU)._replace(b_h=1e5 * jnp.linspace(1, 2, 8))
+    points = dynamics.fixed_points(params, 0.3 * jnp.ones(3), jnp.zeros((1, 8)), mgu.MIN_GRU)
+    assert points.stable.tolist() == [True]
+    np.testing.assert_allclose(points.states[0], params.b_h, rtol=1e-4)
