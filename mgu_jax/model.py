@@ -22,7 +22,15 @@ from mgu_jax.layer import mesh
 from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.initial import INITIALIZERS, init
 from mgu_jax.layer.noise import dropout_mask, is_off
-from mgu_jax.layer.params import Params, check_features, check_lengths, check_resets, check_state
+from mgu_jax.layer.params import (
+    Params,
+    check_features,
+    check_lengths,
+    check_resets,
+    check_state,
+    check_time_first,
+    time_first,
+)
 from mgu_jax.sequence import Execution, run
 
 
@@ -196,6 +204,7 @@ class Model:
         training: bool | None = None,
         return_state: bool = False,
         return_hidden: bool = False,
+        time_axis: int = 0,
         **rates: Any,
     ) -> Any:
         """The outputs ys of whole sequences, or ``(ys, state)``, ``(ys, hs)`` or ``(ys, state, hs)``.
@@ -212,6 +221,7 @@ class Model:
             return_state: also return the state after the last valid step.
             return_hidden: also return the hidden states hs, one array [T, ..., H] for each layer, as ``scan`` gives
                 them: before dropout and the residual sum, with two directions merged, and zero at steps left out.
+            time_axis: the axis of time in xs, mask, resets, ys and hs, as in ``scan``.
             rates: ``dropout``, ``recurrent_dropout``, ``zoneout`` or ``dropconnect`` for this call, instead of the
                 model's own; may be traced.
 
@@ -226,8 +236,18 @@ class Model:
         checks.check_choice("training", training, (None, False, True))
         rates = self._check_rates(rates, key, training)
         key = None if training is False else key
+        in_front = isinstance(time_axis, int) and time_axis == 0
+        if not in_front:
+            self._check_inputs(params, xs, "xs", "..., ")
+            xs, mask, resets = time_first(time_axis, xs, len(self._batch(xs)) + 1, mask=mask, resets=resets)
         self._check_inputs(params, xs, "xs", "T, ..., ", lengths, mask)
+        if in_front:
+            first = getattr(state, "layers", None) or (None,)
+            check_time_first((xs.shape[0], *self._batch(xs)), {"lengths": lengths, "state": first[0]})
         ys, last, hidden = self._run(params, xs, state, lengths, mask, resets, key, rates)
+        if not in_front:
+            ys = jnp.moveaxis(ys, 0, time_axis) if self.readout == "all" else ys
+            hidden = tuple(jnp.moveaxis(hs, 0, time_axis) for hs in hidden)
         chosen = [value for value, wanted in ((last, return_state), (hidden, return_hidden)) if wanted]
         return (ys, *chosen) if chosen else ys
 
@@ -385,13 +405,25 @@ class Model:
         """Raise TypeError or ValueError unless params and xs fit the model; ``leading`` are the axes before D."""
         self._check_params(params)
         if self.embedding_size is None:
+            if isinstance(xs, jax.Array | np.ndarray) and not jnp.issubdtype(xs.dtype, jnp.inexact):
+                dtype = checks.dtype_of(params.layers[0].W_h)
+                raise TypeError(
+                    f"{name} must be {dtype}, the dtype of params (tokens need Model(embedding_size=...), and images a "
+                    f"conversion such as {name}.astype('{dtype}') / 255); got {checks.describe(xs)}."
+                )
             check_features(name, xs, leading, params.layers[0], "W_h")
             return
+        if getattr(xs, "dtype", None) == np.uint8 and xs.ndim > 2:
+            raise TypeError(
+                f"{name} must be tokens, and uint8 of three axes or more looks like images, which need a Model without "
+                f"embedding_size (if they are tokens, convert them to int32); got {checks.describe(xs)}."
+            )
         whole = isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer)
         if not whole or (leading.startswith("T") and xs.ndim < 1):
             shape = leading.removesuffix(", ")
             raise TypeError(f"{name} must be tokens, whole numbers [{shape}]; got {checks.describe(xs)}.")
         if lengths is not None:
+            check_time_first(xs.shape, {"lengths": lengths})
             check_lengths(lengths, xs.shape[0], xs.shape[1:])
         check_resets(mask, xs.shape, name="mask")
         if isinstance(xs, np.ndarray):  # reading a JAX array would wait for the device

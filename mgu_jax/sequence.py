@@ -23,7 +23,16 @@ from mgu_jax.layer.cell import advance, prepare, project
 from mgu_jax.layer.family import MGU, Cell, check_cell
 from mgu_jax.layer.noise import Rate, Rates, mask_weights, sample
 from mgu_jax.layer.parallel import parallel
-from mgu_jax.layer.params import Params, check_features, check_lengths, check_params, check_resets, check_state
+from mgu_jax.layer.params import (
+    Params,
+    check_features,
+    check_lengths,
+    check_params,
+    check_resets,
+    check_state,
+    check_time_first,
+    time_first,
+)
 from mgu_jax.layer.products import Precision, Products, wide
 from mgu_jax.layer.reverse_only import reverse_only
 from mgu_jax.layer.segments import SAVE, is_known
@@ -141,6 +150,7 @@ def scan(
     resets: Array | None = None,
     reset_to: Array | None = None,
     reverse: bool = False,
+    time_axis: int = 0,
     implementation: str | None = None,
     save: str = "gates",
     segment: int | None = None,
@@ -171,6 +181,8 @@ def scan(
         reset_to: [..., H], the state from which a step with a reset starts; h0 if ``None``. Give it where h0 comes from
             an earlier part of the same sequence.
         reverse: run from the last step (of each sequence's own length) to the first; hs stays in the order of time.
+        time_axis: the axis of time in xs, mask, resets and hs; 1 where the batch comes first, as in xs [B, T, D]. The
+            loop needs time first, so another axis costs a copy of xs and of hs, and of their gradients.
         implementation: "manual" (the hand-written backward pass of ``layer.bptt``; reverse mode only), "autodiff" (the
             definition, differentiated by JAX in any mode; slower), "parallel" (all steps at once, for members that are
             linear in the state, such as MIN_GRU) or "mosaic_gpu" ("manual" with its two loops as one kernel each, for
@@ -198,9 +210,9 @@ def scan(
     Raises:
         TypeError: an argument is not an array or has the wrong dtype; or, when JAX differentiates, forward mode through
             "manual".
-        ValueError: the shapes do not fit each other, lengths outside [0, T], a rate outside [0, 1), an unknown name, a
-            segment below 1, reset_to without resets, an implementation that cannot serve the cell, or save or segment
-            with an implementation that does not use them.
+        ValueError: the shapes do not fit each other, time_axis is not an axis of xs before its features, lengths
+            outside [0, T], a rate outside [0, 1), an unknown name, a segment below 1, reset_to without resets, an
+            implementation that cannot serve the cell, or save or segment with an implementation that does not use them.
     """
     return run(
         params,
@@ -213,6 +225,7 @@ def scan(
         resets=resets,
         reset_to=reset_to,
         reverse=reverse,
+        time_axis=time_axis,
         key=key,
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
@@ -259,6 +272,7 @@ def run(
     resets: Array | None = None,
     reset_to: Array | None = None,
     reverse: bool = False,
+    time_axis: int = 0,
     key: Array | None = None,
     recurrent_dropout: Rate = 0.0,
     zoneout: Rate = 0.0,
@@ -269,7 +283,12 @@ def run(
     execution.check(cell)
     checks.check_choice("reverse", reverse, (False, True))
     _, H = check_params(params, cell)
-    check_features("xs", xs, "T, ..., ", params, "W_h")
+    in_front = isinstance(time_axis, int) and time_axis == 0
+    check_features("xs", xs, "T, ..., " if in_front else "..., ", params, "W_h")
+    if in_front:
+        check_time_first(xs.shape[:-1], {"lengths": lengths, "h0": h0})
+    else:
+        xs, mask, resets = time_first(time_axis, xs, xs.ndim - 1, mask=mask, resets=resets)
     T, *batch, _ = xs.shape
     implementation = execution.chosen(cell, params, xs)
     if implementation == "parallel" and not is_known(T):
@@ -292,7 +311,8 @@ def run(
         checks.check_key("key", key)
 
     plan, arguments = execution.plan(cell, reverse), (params, xs, h0, lengths, mask, resets, reset_to, key, rates)
-    return mesh.automatic(partial(_run, plan, IMPLEMENTATIONS[implementation]), arguments, _placed)
+    hs, h_last = mesh.automatic(partial(_run, plan, IMPLEMENTATIONS[implementation]), arguments, _placed)
+    return (hs if in_front else jnp.moveaxis(hs, 0, time_axis)), h_last
 
 
 def _run(

@@ -143,10 +143,52 @@ def check_features(name: str, value: Any, leading: str, params: Params, source: 
     checks.check_array(name, value, checks.dtype_of(params.W_h), "the dtype of params")
     needed = leading.count(",") - leading.count("...")
     if value.ndim < needed + 1 or value.shape[-1] != weight.shape[0]:
+        hint = _hint(name, value, weight.shape[0]) if source == "W_h" else ""
         raise ValueError(
             f"{name} must have shape [{leading}{weight.shape[0]}] (params.{source} is {list(weight.shape)}); "
-            f"got {list(value.shape)}."
+            f"got {list(value.shape)}{hint}."
         )
+
+
+def _hint(name: str, value: Any, D: int) -> str:
+    """What to check where inputs do not have D features."""
+    if D in value.shape[:-1]:
+        return f": features come last, and axis {value.shape.index(D)} has {D}"
+    if D == 1:
+        return f": {name}[..., None] has one feature"
+    return f": either {name} lacks features, or params are those of another layer"
+
+
+def time_first(time_axis: Any, xs: Any, axes: int, **marks: Any) -> tuple[Any, ...]:
+    """xs and the marks of its steps, in order, with the axis of time in front.
+
+    Raises:
+        TypeError: a mark is not bool.
+        ValueError: time_axis is not one of the ``axes`` axes of xs before its features, or a mark has not their shape.
+    """
+    if isinstance(time_axis, bool) or not isinstance(time_axis, int | np.integer) or not 0 <= time_axis < axes:
+        raise ValueError(
+            f"time_axis must be a whole number in [0, {axes}), one of the axes of xs before its features; "
+            f"got {checks.describe(time_axis)}."
+        )
+    for name, value in marks.items():
+        check_resets(value, xs.shape[:axes], name=name)
+    return tuple(None if value is None else jnp.moveaxis(value, int(time_axis), 0) for value in (xs, *marks.values()))
+
+
+def check_time_first(shape: tuple[int, ...], others: dict[str, Any]) -> None:
+    """Raise ValueError if the shape [T, ...] of the steps of xs, without features, looks like batch first.
+
+    It does if another array, of shape [...] or [..., H], fits the axis that should be time and not the batch.
+    """
+    for name, value in others.items():
+        came = getattr(value, "shape", ())
+        batch = came if name == "lengths" else came[:-1]
+        if len(shape) > 1 and batch != shape[1:] and batch == (shape[0], *shape[2:]):
+            raise ValueError(
+                f"xs must have time first, or come with time_axis=1, and {name} of shape {list(came)} fits xs with the "
+                f"batch first; got xs of shape {list(shape)} without its features."
+            )
 
 
 def check_state(name: str, value: Any, batch: tuple[int, ...], params: Params, of: str = "xs") -> None:
