@@ -36,9 +36,8 @@ def test_scan(axis, x64):
         assert laws.relative_error(one, other) <= 1e-12
 
 
-@pytest.mark.parametrize(
-    "options", [{"embedding_size": 3}, pytest.param({"readout": "last"}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"embedding_size": 3}, {"readout": "last"}], ids=str)
 def test_a_model(options, quick_compiler):
     model = mgu.Model(D, (H, H), K, **options)
     params = model.init(jax.random.key(0))

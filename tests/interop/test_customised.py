@@ -158,7 +158,7 @@ def changed_equinox(how=None):
     return {"half": Half, "noisy": Noisy}.get(how, MGUCell)(D, H, params=interop.params())
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_equinox(reverse):
     """In the loop that Equinox's users write, and with what our layer adds to it."""
     pytest.importorskip("equinox")
