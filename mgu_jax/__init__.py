@@ -20,6 +20,7 @@ from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
 from mgu_jax.model import Model, ModelParams, State, detach
 from mgu_jax.sequence import scan, which
 from mgu_jax.training import losses
+from mgu_jax.training.by_length import by_length
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
 from mgu_jax.training.data import Data, Stream
 from mgu_jax.training.evaluate import Validation, evaluate, predict
@@ -68,6 +69,7 @@ __all__ = [
     "TrainState",
     "Validation",
     "best_member",
+    "by_length",
     "check_gradients",
     "chrono",
     "count",

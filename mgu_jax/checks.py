@@ -151,6 +151,14 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number; got {describe(value)}.")
 
 
+def check_not_empty(name: str, lengths: Any, readout: Any) -> None:
+    """Raise ValueError if a sequence has no step and readout, "last" or "mean", would read one. Traced ones pass."""
+    if readout not in ("last", "mean") or lengths is None or not is_concrete(lengths) or not np.size(lengths):
+        return
+    if np.min(lengths) < 1:
+        raise ValueError(f"{name} must be at least 1 for a model with readout {readout!r}; got {np.min(lengths)}.")
+
+
 def is_numeric(value: Any) -> bool:
     """Whether value is one or more numbers that are known."""
     return is_concrete(value) and jnp.issubdtype(np.asarray(value).dtype, np.number)

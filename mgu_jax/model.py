@@ -214,7 +214,8 @@ class Model:
             xs: [T, ..., D], or tokens [T, ...]. Only tokens in a NumPy array are checked to be in range: to check a
                 JAX array, the call would have to wait for the device.
             state: the state before the first step; ``start(params)`` if ``None``.
-            lengths, mask: as in ``scan``.
+            lengths, mask: as in ``scan``. With readout "last", a sequence of length 0 reads out its state before the
+                first step, and with "mean" zeros; training and evaluation refuse it.
             resets: as in ``scan``; a reset goes back to ``start(params)``, even if ``state`` is given.
             key: one PRNG key for the noise; without a key there is no noise.
             training: ``True`` requires a key if any rate is above 0; ``False`` turns the noise off.

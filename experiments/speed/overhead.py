@@ -1,4 +1,4 @@
-"""Measure the overhead of training: the loop on the host, sweeps, several devices and checkpoints."""
+"""Measure the overhead of training: the loop on the host, sweeps, several devices, checkpoints and padding."""
 
 import time
 from collections.abc import Iterator
@@ -120,13 +120,37 @@ def checkpoints(quick: bool, budget: float, run: Run) -> dict[str, Any]:
     }
 
 
+def lengths(quick: bool, budget: float) -> dict[str, Any]:
+    """The time of an epoch in batches of similar length, relative to whole samples.
+
+    The lengths are those of folk tunes as piano rolls: 254 steps in the mean and 1,788 at most.
+    """
+    count, longest, B, D, H = (12, 30, 2, 4, 5) if quick else (694, 1788, 16, 88, 100)
+    rng = np.random.default_rng(0)
+    ends = np.clip(rng.lognormal(np.log(longest / 9), 0.7, count), 1, longest).astype(np.int32)
+    xs, labels = rng.random((count, longest, D), np.float32), rng.integers(0, CLASSES, count).astype(np.int32)
+    data, recipe = mgu.Data(xs, labels, ends), Recipe(mgu.Model(D, (H,), CLASSES, readout="last"), batch_size=B)
+    batches, key, first = mgu.by_length(recipe, data, key=jax.random.key(0)), jax.random.key(0), _first(recipe)
+    steps = batches.per_epoch
+
+    def epoch(data: Any) -> timing.Timed:
+        return lambda: mgu.fit(recipe, data, steps=steps, key=key, state=first, steps_per_call=steps)[0], ()
+
+    times = timing.alternate({"similar": epoch(batches), "whole": epoch(jax.device_put(data))}, budget)
+    padded = sum(batches(step).xs.shape[1] for step in range(steps)) / (steps * longest)
+    return {"part": "lengths", "size": [B, longest, D, H], "mean_length": float(ends.mean()), "steps": padded} | {
+        "seconds": float(np.median(times["similar"])),
+        "relative_to_whole": timing.ratio(times["similar"], times["whole"]),
+    }
+
+
 def _ms(seconds: Any) -> float:
     return 1e3 * float(np.median(seconds))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table of experiments/BENCHMARK.md."""
-    loop, split, many, saving = rows
+    loop, split, many, saving, *more = rows
     B, T, _, H = split["size"]
     members_B, members_T, _, members_H = many["size"]
     overhead = 100 * (loop["relative_to_the_loop"] - 1)
@@ -144,11 +168,17 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         f"| {saving['ms_of_save']:.1f} ms |",
         f"| the next call of the compiled loop, while the checkpoint is being written "
         f"| {saving['ms_of_a_call_while_writing']:.0f} ms ({saving['ms_of_a_call']:.0f} ms otherwise) |",
+        *(
+            f"| time of an epoch in batches of similar length (`mgu.by_length`), relative to whole samples of "
+            f"{row['mean_length']:.0f} steps in the mean and {row['size'][1]:,} at most "
+            f"| {row['relative_to_whole']:.2f} |"
+            for row in more
+        ),
     ]
 
 
 def main(config: Config) -> None:
-    """Measure the four parts, one after another, in one process."""
+    """Measure the five parts, one after another, in one process."""
     if config.steps is not None or config.seed or config.resume:
         raise BadRequest("--steps, --seed and --resume have no meaning for training, which measures seconds.")
     devices, quick = use_devices(config.devices), config.quick
@@ -169,3 +199,4 @@ def _rows(quick: bool, budget: float, devices: int, run: Run) -> Iterator[dict[s
     yield devices_beside_one(quick, budget, devices)
     yield members(quick, budget, devices)
     yield checkpoints(quick, budget, run)
+    yield lengths(quick, budget)

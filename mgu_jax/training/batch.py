@@ -76,23 +76,49 @@ def _of(steps: Any, entries: int, axes: int) -> Any:
     return steps if entries == axes else None
 
 
-def stack(source: Source, first: int, steps: int, batch_size: int, limits: Limits = Limits()) -> Stacked:
-    """The batches of the next steps, made by the host.
+def stack(source: Source, first: int, steps: int, batch_size: int, limits: Limits = Limits()) -> Any:
+    """The batches of the next steps, made by the host: ``Stacked``, or one ``Stacked`` per step in a list.
+
+    It is a list if the batches differ in the number of time steps, or the source has an attribute ``ragged`` that says
+    that they may. Each is then a call of its own, compiled once for every number of time steps.
 
     Raises:
         TypeError, ValueError: the source returns something other than ``Data`` of batch_size samples, all alike.
     """
     batches = [check_data(source(step), batch_size) for step in range(first, first + steps)]
+    ragged = getattr(source, "ragged", False)
     for step, batch in enumerate(batches, first):
         if len(batch.xs) != batch_size:
             count = len(batch.xs)
             raise ValueError(f"data must return {batch_size} samples, one batch, for step {step}; got {count}.")
         check_limits(batch, limits._replace(finite=False))  # an optimiser may pass over batches that are not finite
+        ends = [b.xs.shape[1] for b in (batches[0], batch)]
+        ragged = ragged or ends[0] != ends[1]
         for name, one, other in zip(Data._fields, batches[0], batch, strict=True):
-            if jax.tree.map(np.shape, one) != jax.tree.map(np.shape, other):
+            if _shapes_beside(one, ends[0]) != _shapes_beside(other, ends[1]):
                 came = f"{checks.describe(one)} for step {first} and {checks.describe(other)} for step {step}"
-                raise ValueError(f"data must return batches of one shape; got data.{name} {came}.")
+                rule = "data must return batches of one shape, apart from the number of time steps"
+                raise ValueError(f"{rule}; got data.{name} {came}.")
+    if ragged:
+        return [Stacked(jax.tree.map(lambda a: np.asarray(a)[None], batch)) for batch in batches]
     return Stacked(jax.tree.map(lambda *parts: np.stack(parts), *batches))
+
+
+def _shapes_beside(tree: Any, steps: int) -> Any:
+    """The shapes of a tree of arrays, with the number of time steps left out where the second axis may be it."""
+    return jax.tree.map(
+        lambda a: tuple("T" if i == 1 and size == steps else size for i, size in enumerate(np.shape(a))), tree
+    )
+
+
+def parts_of(data: Any, steps: int) -> list[tuple[Any, int]]:
+    """The data of each call of the compiled loop, and its number of steps, for what ``stack`` made or other data."""
+    return [(part, 1) for part in data] if isinstance(data, list) else [(data, steps)]
+
+
+def joined_parts(seen: list[Any]) -> Any:
+    """The arrays [..., steps] of all parts of a call as those of one."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, -1), *seen)
 
 
 def reads_every_step(model: Any) -> bool:

@@ -132,6 +132,9 @@ class Evaluator:
             return _measure_one(params, carry, rates, next(self._batches()), self.model, self.metrics)
 
         jax.eval_shape(first, params, rates)
+        if self.metrics:
+            lengths, readout = getattr(self.data, "lengths", None), getattr(self.model, "readout", None)
+            checks.check_not_empty("data.lengths", lengths, readout)
 
     def scores(self, params: Any, rates: dict[str, Any]) -> list[float]:
         """The mean of each metric."""

@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mgu_jax import checks
+from mgu_jax.training.batch import joined_parts, parts_of
 from mgu_jax.training.data import Data, Source, Stream
 from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, on_own_devices, one_copy, put, put_parts
 from mgu_jax.training.evaluate import Validation
@@ -48,7 +49,8 @@ def fit(
     Args:
         recipe: the static side of the run.
         data: ``Data``, which is put on the device once; a ``Stream`` if the recipe has a window; or a function of the
-            step that returns the ``Data`` of its batch, called on the host while the device works on earlier steps.
+            step that returns the ``Data`` of its batch, called on the host while the device works on earlier steps;
+            batches may differ in their number of time steps, as those of ``mgu_jax.by_length`` do.
             With several processes, each passes the same data or stream, or a function that returns its own share of
             the batch.
         steps: the number of the last step, counted from the start of the run even if the run resumes.
@@ -132,21 +134,25 @@ class _Run:
         patience = self.job.validation and self.job.validation.patience
         return patience is not None and int(state.best.waited) >= patience
 
-    def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, Array, Any, Array]:
-        how = {"recipe": self.job.recipe, "steps": size, "mesh": self.mesh}
-        new, losses, others = run_and_report(state, self.hyper, data, **how)
-        return new, losses, others, _failed_at(losses, new.params, new.opt_state)
+    def launch(self, state: TrainState, data: Any, size: int) -> tuple[TrainState, list[Any]]:
+        seen = []
+        for part, steps in parts_of(data, size):
+            how = {"recipe": self.job.recipe, "steps": steps, "mesh": self.mesh}
+            state, *losses_and_others = run_and_report(state, self.hyper, part, **how)
+            seen.append(losses_and_others)
+        return state, seen
 
     def collect(
-        self, state: TrainState, launched: tuple[TrainState, Array, Any, Array], done: int, size: int
+        self, state: TrainState, launched: tuple[TrainState, list[Any]], done: int, size: int
     ) -> tuple[TrainState, np.ndarray, dict[str, float]]:
-        new, losses, failed = launched[0], np.asarray(launched[1]), int(launched[3])
+        new, (losses, others) = launched[0], joined_parts(jax.tree.map(np.asarray, launched[1]))
+        failed = int(_failed_at(losses, new.params, new.opt_state))
         if failed == size:
             raise NotFinite("the parameters must stay finite; they are not", done + size, state, losses)
         if failed >= 0:
             what = f"the loss must stay finite; it is {losses[failed]}"
             raise NotFinite(what, done + failed, state, losses[: failed + 1])
-        return new, losses, {name: float(np.mean(values)) for name, values in launched[2].items()}
+        return new, losses, {name: float(np.mean(values)) for name, values in others.items()}
 
     def validate(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         validation: Any = self.job.validation

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mgu_jax import checks
-from mgu_jax.training.batch import check_limits, limits_of, stack
+from mgu_jax.training.batch import check_limits, limits_of, parts_of, stack
 from mgu_jax.training.data import check_data, check_stream
 from mgu_jax.training.devices import put
 from mgu_jax.training.evaluate import Validation
@@ -128,10 +128,18 @@ class Job:
 
         ``put_batches`` places what a source makes, batch_size samples per step in this process.
         """
-        limits = limits_of((self.recipe.loss,), params)
+        limits, readout = limits_of((self.recipe.loss,), params), getattr(self.recipe.model, "readout", None)
         if callable(self.data):
             source: Any = self.data
-            return lambda done: put_batches(stack(source, done, self.size(done), batch_size, limits))
+
+            def batches(done: int) -> Any:
+                made = stack(source, done, self.size(done), batch_size, limits)
+                for part, _ in parts_of(made, 0):
+                    checks.check_not_empty("data.lengths", part.batches.lengths, readout)
+                return put_batches(made)
+
+            return batches
+        checks.check_not_empty("data.lengths", getattr(self.data, "lengths", None), readout)
         check_limits(self.data, limits)
         data = put(self.data, mesh)
         return lambda done: data

@@ -20,6 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mgu_jax import checks
+from mgu_jax.training.batch import joined_parts, parts_of
 from mgu_jax.training.data import Data, Source, Stream
 from mgu_jax.training.devices import AXIS, map_members, mesh_of, on_own_devices, put, to_host
 from mgu_jax.training.evaluate import Validation
@@ -164,18 +165,23 @@ class _Members:
     def is_over(self, state: Sweep) -> bool:
         return bool((self.frozen >= 0).all())
 
-    def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, Array, Any]:
-        how = {"recipe": self.job.recipe, "steps": size, "at_once": self.at_once, "mesh": self.mesh}
-        return run_members(state.members, state.stopped, self.hyper, data, **how)
+    def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, list[Any]]:
+        members, stopped, seen = state.members, state.stopped, []
+        for part, steps in parts_of(data, size):
+            how = {"recipe": self.job.recipe, "steps": steps, "at_once": self.at_once, "mesh": self.mesh}
+            members, stopped, *losses_and_others = run_members(members, stopped, self.hyper, part, **how)
+            seen.append(losses_and_others)
+        return members, stopped, seen
 
     def collect(
-        self, state: Sweep, launched: tuple[TrainState, Array, Array, Any], done: int, size: int
+        self, state: Sweep, launched: tuple[TrainState, Array, list[Any]], done: int, size: int
     ) -> tuple[Sweep, np.ndarray, dict[str, np.ndarray]]:
-        members, stopped, losses, others = launched
+        members, stopped, seen = launched
+        losses, others = joined_parts(to_host(seen))
         self.frozen = to_host(stopped)
         step, at = np.arange(done, done + size), self.frozen[:, None]
-        losses = np.where((at >= 0) & (step >= at), np.nan, to_host(losses))
-        others = {name: to_host(values).mean(1) for name, values in others.items()}
+        losses = np.where((at >= 0) & (step >= at), np.nan, losses)
+        others = {name: values.mean(1) for name, values in others.items()}
         return Sweep(put(jnp.int32(done + size), self.mesh), members, stopped), losses, others
 
     def validate(self, state: Sweep) -> tuple[Sweep, dict[str, np.ndarray]]:

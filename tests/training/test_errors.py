@@ -143,7 +143,9 @@ DATA = [
     (lambda step: data(1), "data", "at least 2 samples", 1),
     (lambda step: data(3), "data", "2 samples, one batch, for step 0", 3),
     (lambda step: data(2, targets=np.full(2, 7)), "data.targets", CLASSES, 7),
-    (lambda step: data(2, xs=np.zeros((2, 5 + step, 3), np.float32)), "data.xs", "one shape", "[2, 6, 3] for step 1"),
+    (lambda step: data(2, xs=np.zeros((2, 5, 3 + step), np.float32)), "data.xs", "one shape", "[2, 5, 4] for step 1"),
+    (lengths([1, 2, 0, 3]), "data.lengths", "at least 1 for a model with readout 'last'", 0),
+    (lambda step: data(2, lengths=np.array([0, 3])), "data.lengths", "at least 1", 0),
     (lambda step: data(2, lengths=np.ones(2, int) if step else None), "data.lengths", "one shape", "None for step 0"),
 ]
 

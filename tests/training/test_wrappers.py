@@ -95,7 +95,7 @@ def test_an_optimiser_makes_the_steps_of_optax(name):
         evaluated["schedule-free"] = lambda: optax.contrib.schedule_free_eval_params(opt_state, params)  # noqa: B023
         if name in evaluated:
             assert apart(recipe.eval_params(state), evaluated[name]()) < 1e-4
-            assert apart(state.params, evaluated[name]()) > 1e-3 or int(state.step) % 3 == 0
+            assert apart(state.params, evaluated[name]()) > 1e-4 or int(state.step) in (1, 3)
     if name == "value":
         assert float(state.opt_state[1].count) == 0  # it has seen each loss: patience is counted in steps
 

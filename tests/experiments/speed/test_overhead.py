@@ -9,12 +9,12 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 @pytest.mark.slow
-def test_training_measures_its_four_parts(tmp_path, capsys):
+def test_training_measures_its_five_parts(tmp_path, capsys):
     assert run("training", "--quick", "--out", tmp_path / "run") == 0
     rows = result(tmp_path / "run")["rows"]
-    assert [row["part"] for row in rows] == ["host loop", "devices", "members", "checkpoint"]
+    assert [row["part"] for row in rows] == ["host loop", "devices", "members", "checkpoint", "lengths"]
     numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
-    assert len(numbers) == 10
+    assert len(numbers) == 14
     assert min(numbers) > 0
     text = capsys.readouterr().out
     assert "\n".join(overhead.table(rows)) in text
