@@ -9,7 +9,7 @@ import pytest
 import mgu_jax as mgu
 from mgu_jax import losses
 from mgu_jax.training.by_length import _least_padding
-from mgu_jax.training.step import run_steps
+from mgu_jax.training.step import run_and_report
 from tests.rejects import rejects
 from tests.same import same
 from tests.training.common import KEY, KEYS, LAST, TAGS, Killed, kill_in_call
@@ -59,7 +59,7 @@ def test_an_epoch_has_every_sample_once_in_batches_of_similar_length(recipe, dat
 
 def test_training_is_that_on_whole_samples_and_compiles_once_a_length():
     """The losses are those of the same samples with all their padding."""
-    batches, known = source(), run_steps._cache_size()
+    batches, known = source(), run_and_report._cache_size()
 
     def padded(step):
         batch = batches(step)
@@ -68,7 +68,7 @@ def test_training_is_that_on_whole_samples_and_compiles_once_a_length():
 
     options = {"steps": 7, "key": KEY, "hyper": mgu.Hyper(0.05)}
     _, values = mgu.fit(RECIPE, batches, steps_per_call=5, **options)
-    assert run_steps._cache_size() == known + 2
+    assert run_and_report._cache_size() == known + 2
     _, wanted = mgu.fit(RECIPE, padded, steps_per_call=7, **options)
     np.testing.assert_allclose(values, wanted, rtol=2e-5)
 

@@ -13,7 +13,7 @@ import pytest
 import mgu_jax as mgu
 from mgu_jax import losses
 from mgu_jax.training.data import order
-from mgu_jax.training.step import run_steps
+from mgu_jax.training.step import run_and_report, run_steps
 from tests.same import same
 from tests.training.common import KEY, LAST, samples
 
@@ -235,7 +235,7 @@ def test_a_recipe_that_was_pickled_or_copied_is_the_same_and_compiles_nothing(ho
     assert (again, hash(again)) == (recipe, hash(recipe))
     options = {"steps": 2, "key": KEY, "validation": validation}
     state, _ = mgu.fit(recipe, samples(), **options)
-    known = run_steps._cache_size()
+    known = run_and_report._cache_size()
     other, _ = mgu.fit(again, samples(), **options)
-    assert run_steps._cache_size() == known
+    assert run_and_report._cache_size() == known
     assert same(other, state)
