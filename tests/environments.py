@@ -15,7 +15,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MAIN, TRAINING, INTEROP = "README.md", "mgu_jax/training/README.md", "mgu_jax/interop/README.md"
+INTEROP = "mgu_jax/interop/README.md"
+# The other pages, and the extra that their blocks need.
+PAGES = {
+    "README.md": {"experiments"},
+    "mgu_jax/training/README.md": {"experiments"},
+    "mgu_jax/dynamics/README.md": {"experiments"},
+    "mgu_jax/kernels/README.md": set(),
+}
 
 # Commands of the pages, by the extras that the page names.
 COMMANDS = {
@@ -35,13 +42,13 @@ def blocks(text):
 def programs():
     """(the extras that it needs, where it stands, the code) of every program of the pages.
 
-    On README.md and the page on training each block is a program. In a section of the page on frameworks each block
+    On most pages each block is a program. In a section of the page on frameworks each block
     continues the previous ones. The table at its top names the extra of a section.
     """
-    for page in (MAIN, TRAINING):
+    for page, needed in PAGES.items():
         for i, (extras, code) in enumerate(blocks((ROOT / page).read_text())):
             if not code.startswith("# train.py\n"):  # which several machines run
-                yield extras | {"experiments"}, f"{page}, block {i}", code
+                yield extras | needed, f"{page}, block {i}", code
     text = (ROOT / INTEROP).read_text()
     rows = [[cell.strip(" `") for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")]
     needed = {row[1]: {row[4]} for row in rows}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import mgu_jax as mgu
-from tests.environments import environments
+from tests.environments import INTEROP, PAGES, environments
 from tests.rejects import rejects
 
 ROOT = Path(__file__).parent.parent
@@ -170,5 +170,7 @@ def test_ci_runs_the_pages_with_each_extra_alone():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {extra for name in environments() for extra in name.split(",")}
     assert named == {"none", *extras} - {"test", "lint"}
+    pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("mgu_jax/**/README.md")}
+    assert pages | {"README.md"} == {*PAGES, INTEROP}
     (matrix,) = re.findall(r"extras: \[(.*)\]", (ROOT / ".github" / "workflows" / "ci.yml").read_text())
     assert {name.strip('"') for name in re.split(r", ", matrix)} == set(environments())

@@ -181,6 +181,8 @@ def check_time_first(shape: tuple[int, ...], others: dict[str, Any]) -> None:
 
     It does if another array, of shape [...] or [..., H], fits the axis that should be time and not the batch.
     """
+    if not all(isinstance(size, int) for size in shape):  # a size that jax.export leaves open
+        return
     for name, value in others.items():
         came = getattr(value, "shape", ())
         batch = came if name == "lengths" else came[:-1]
