@@ -49,7 +49,7 @@ def check_limits(data: Any, limits: Limits) -> None:
             checks.check_below(f"data.{name}", numbers, limit, f"the model's {of}", _of(counted, numbers.ndim, axes))
     targets: Any = data.targets
     if limits.finite and hasattr(targets, "dtype") and checks.is_concrete(targets):
-        numbers = np.asarray(targets).astype(np.float64)
+        numbers = np.asarray(targets)
         counted = _of(steps, numbers.ndim - 1, axes)
         numbers = numbers if counted is None else numbers[counted]
         low, high = (0, 1) if limits.share else (-np.inf, np.inf)

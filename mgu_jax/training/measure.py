@@ -45,8 +45,8 @@ def measure(
 
 
 def takes(functions: tuple[Loss, ...], option: str) -> bool:
-    """Whether any of the functions takes an option by its name."""
-    return any(option in _arguments(function, dict.fromkeys(OPTIONS))[1] for function in functions)
+    """Whether any of the functions has an argument of this name."""
+    return any(parameter.name == option for function in functions for parameter in _parameters(function))
 
 
 def _time_first(targets: Any, steps: int) -> Any:
@@ -100,43 +100,62 @@ def _call(function: Loss, ys: Any, targets: Any, given: dict[str, Any]) -> tuple
     for key, other in others.items():
         checks.check_number(f"what {name} returns as {key!r}", other)
     return value, {str(key): widened(jnp.asarray(other)) for key, other in others.items()}
-    return value
 
 
 def _described(tree: Any) -> str:
     return checks.describe(tree) if isinstance(tree, jax.Array | np.ndarray) else f"in a {type(tree).__name__}"
 
 
+def _parameters(function: Loss) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a callable without a signature
+        return []
+
+
 def _arguments(function: Loss, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """What a function takes after ys and targets, by position and by name.
 
-    The mask is its argument of that name or, without one, its third.
+    The mask is its argument of that name or, without one, its third. What is ``None`` leaves a default as it is.
 
     Raises:
-        TypeError: it does not take what it has to know.
+        TypeError: it does not take the mask or the weights, which it has to know.
     """
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a callable without a signature
-        return [], {}
-    if given["weights"] is not None and not any(p.name == "weights" for p in parameters):
-        name = checks.name_of(function)
-        raise TypeError(f"{name} must take weights, which data has; got {name}{inspect.signature(function)}.")
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    options = {name: value for name, value in given.items() if name in named}
-    if "mask" in options:
-        return [], options
-    mask, at_will = given["mask"], [p for p in parameters[:2] if p.kind == p.VAR_POSITIONAL]
-    others = [p for p in parameters[2:] if p.kind <= p.VAR_POSITIONAL and p.name not in OPTIONS]
-    third = next(iter(at_will + others), None)
-    if third is None or not (third.default is third.empty or third.default is None):
-        if mask is not None:
-            rule = "take a mask as its third argument, where the data have lengths and the model reads out every step"
-            name = checks.name_of(function)
-            raise TypeError(f"{name} must {rule}; got {name}{inspect.signature(function)}.")
-        return [], options
-    needed = third.default is third.empty and third.kind != third.VAR_POSITIONAL
-    return [mask] if needed or mask is not None else [], options
+    parameters = _parameters(function)
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    any_name = {"mask", "weights"} if any(p.kind == p.VAR_KEYWORD for p in parameters) else set()
+    options = {
+        name: value
+        for name, value in given.items()
+        if (value is not None and name in any_name)
+        or (name in named and (value is not None or _is_needed(named[name])))
+    }
+    mask, arguments = given["mask"], []
+    third = next((p for p in _after_two(parameters) if p.name not in OPTIONS), None)
+    if "mask" not in named and third is not None and (mask is not None or _is_needed(third)):
+        options.pop("mask", None)
+        arguments = [mask]
+    elif mask is not None and "mask" not in options:
+        rule = "take a mask as its third argument, where the data have lengths and the model reads out every step"
+        raise TypeError(f"{checks.name_of(function)} must {rule}; got {_signature(function)}.")
+    if given["weights"] is not None and "weights" not in options:
+        raise TypeError(f"{checks.name_of(function)} must take weights, which data has; got {_signature(function)}.")
+    return arguments, options
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind != parameter.VAR_POSITIONAL
+
+
+def _after_two(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """The parameters that can take a third argument by position, without those that have a default of their own."""
+    at_will = [p for p in parameters[:2] if p.kind == p.VAR_POSITIONAL]
+    others = [p for p in parameters[2:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    return [p for p in at_will + others[:1] if p.default is p.empty or p.default is None]
+
+
+def _signature(function: Loss) -> str:
+    return f"{checks.name_of(function)}{inspect.signature(function)}"
 
 
 def check_function(name: str, function: Any) -> None:

@@ -116,7 +116,15 @@ def by_name(ys, targets, *, mask):
     return losses.cross_entropy(ys, targets, mask)
 
 
-@pytest.mark.parametrize("function", [positional, optional, any_number, by_name])
+def any_name(ys, targets, **options):
+    return losses.cross_entropy(ys, targets, **options)
+
+
+def weighted(ys, targets, mask=None, weights=2.0):
+    return losses.cross_entropy(ys, targets, mask) * weights / 2
+
+
+@pytest.mark.parametrize("function", [positional, optional, any_number, by_name, any_name, weighted])
 def test_a_mask_is_given_by_name_or_as_the_third_argument(function):
     params = TAGS.init(KEY)
     for marks in ({}, {"lengths": LENGTHS}):
@@ -227,6 +235,9 @@ def test_weights_that_nobody_takes():
     def lacking(ys, targets, mask=None):
         return ys.mean()
 
+    params = TAGS.init(KEY)
+    mine, right = (mgu.evaluate(TAGS, params, MARKED, (f,)) for f in (any_name, losses.cross_entropy))
+    assert mine == right
     for call in (
         lambda: mgu.fit(mgu.Recipe(TAGS, lacking, batch_size=4), MARKED, steps=1, key=KEY),
         lambda: mgu.evaluate(TAGS, TAGS.init(KEY), MARKED, (losses.accuracy, lacking)),
