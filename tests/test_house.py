@@ -112,6 +112,7 @@ def test_importing_changes_no_configuration_and_starts_no_backend():
 
 
 ADAPTERS = {"flax_nnx": ("flax.nnx", "flax"), "flax_linen": ("flax.linen", "flax")}
+ADAPTERS |= {"scanned_nnx": ("flax.nnx", "flax"), "scanned_linen": ("flax.linen", "flax")}
 ADAPTERS |= {name: (name, name) for name in ("equinox", "onnx")}
 
 
