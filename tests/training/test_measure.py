@@ -140,7 +140,7 @@ def penalised(ys, targets, mask=None, *, hs, params):
     return parts["entropy"] + 0.1 * parts["activity"] + 0.01 * parts["size"], parts
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_loss_sees_hidden_states_and_parameters(devices):
     """Those of two layers side by side; their gradient reaches the parameters."""
     model = mgu.Model(3, (4, 5), K, dropout=0.0, residual=True)
