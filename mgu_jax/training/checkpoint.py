@@ -61,6 +61,9 @@ class Damaged(RuntimeError):
         super().__init__(f"{what}; {other}.")
         self.step, self.what, self.whole, self.newer = step, what, whole, newer
 
+    def __reduce__(self) -> Any:  # pools of processes pickle errors
+        return type(self), (self.step, self.what, self.whole, self.newer)
+
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -44,6 +44,9 @@ class Locked(RuntimeError):
         super().__init__(f"folder must be written by one process at a time; {folder} is in use by {holder}.")
         self.folder, self.holder = folder, holder
 
+    def __reduce__(self) -> Any:  # pools of processes pickle errors
+        return type(self), (self.folder, self.holder)
+
 
 @dataclass
 class _Held:

@@ -41,7 +41,10 @@ class NotFinite(RuntimeError):
 
     def __init__(self, what: str, step: int, state: Any, losses: np.ndarray):
         super().__init__(f"{what} at step {step}; the last good state is that of step {int(state.step)}.")
-        self.step, self.state, self.losses = step, state, losses
+        self.what, self.step, self.state, self.losses = what, step, state, losses
+
+    def __reduce__(self) -> Any:  # pools of processes pickle errors
+        return type(self), (self.what, self.step, self.state, self.losses)
 
 
 @runtime_checkable
