@@ -269,7 +269,8 @@ def test_a_checkpoint_that_cannot_be_saved_is_one_sentence(tmp_path, capsys, mon
 
 def test_an_interrupted_run_says_how_to_continue(tmp_path):
     """Ctrl-C gives one sentence, status 130, and a folder from which the run resumes."""
-    command = [sys.executable, "-m", "experiments", "digits", "--hidden-size", "16", "--out", str(tmp_path / "run")]
+    flags = ["--hidden-size", "16", "--steps", "1000000", "--out", str(tmp_path / "run")]  # it does not end by itself
+    command = [sys.executable, "-m", "experiments", "digits", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 4):

@@ -124,7 +124,11 @@ def test_all_options_in_float32_under_jit(implementation, name):
 
 
 @few_pairs
-@pytest.mark.parametrize(("compute_dtype", "names"), [("bfloat16", ()), ("float16", ALL)], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("compute_dtype", "names"),
+    [("bfloat16", ALL), pytest.param("float16", (), marks=pytest.mark.slow)],
+    ids=["bfloat16", "float16"],
+)
 def test_compute_dtype_rounds_products_alone(implementation, name, compute_dtype, names):
     """The results are close to the exact ones and differ from them, and keep the dtype of the parameters."""
     cell = laws.CELLS[name]

@@ -18,7 +18,10 @@ SIZE = (4, 5, 3, 6)
 LAYERS = {name: layer for name, layer in peers.EVERYTHING.items() if peers.installed(layer.package)}
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SAME = ("MGU, states", "MGU, states, one segment", "MGU, segments")  # other options of the same layer
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SAME else []) for n in LAYERS])
 def test_every_layer_gives_states_and_all_gradients(name):
     layer = LAYERS[name]
     pair = peers.on_one_device(layer, SIZE)
