@@ -7,9 +7,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from experiments.run import BadRequest
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two downloads of one file are not kept apart
+    fcntl = None
 
 
 def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 30.0) -> None:
@@ -22,7 +28,8 @@ def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 
         timeout: seconds without a byte after which the address counts as not reached.
 
     Raises:
-        BadRequest: the address cannot be reached, stopped sending, or holds another file; or the disk is full.
+        BadRequest: the address cannot be reached, stopped sending, or holds another file; the disk is full; or another
+            process downloads the same file.
     """
     draft = path.with_name(path.name + ".part")
     had = draft.stat().st_size if draft.exists() else 0
@@ -31,7 +38,10 @@ def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 
     try:
         with urllib.request.urlopen(ask, timeout=timeout) as answer:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("ab" if answer.status == 206 else "wb") as file:  # 200: the whole file, from its beginning
+            with draft.open("ab") as file:
+                _reserve(file, draft)
+                if answer.status != 206:  # the answer is the whole file, from its beginning
+                    file.truncate(0)
                 shutil.copyfileobj(answer, file)
             wanted, came = answer.headers.get("Content-Length"), draft.stat().st_size
             if wanted is not None and came < int(wanted) + (had if answer.status == 206 else 0):
@@ -52,3 +62,12 @@ def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 
         draft.unlink()
         raise BadRequest(f"--download got another file than the published one from {url}; it was removed.")
     draft.replace(path)
+
+
+def _reserve(file: Any, draft: Path) -> None:
+    """Keep other processes from writing to the draft until the file is closed."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadRequest(f"--download must run once at a time; another process is writing {draft}.") from None

@@ -192,6 +192,19 @@ def test_a_download_that_differs_from_the_published_file_is_removed(serve):
     assert list(files.cache().iterdir()) == []
 
 
+def test_two_downloads_at_once_do_not_mix(serve, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    address, _ = serve(b"content", [10_000, 10_000])
+    path, draft = tmp_path / "x", tmp_path / "x.part"
+    with draft.open("ab") as other:  # as another process holds it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        rejects(
+            lambda: fetch(f"{address}/set.txt.gz", path, bool), "--download", "once at a time", str(draft), BadRequest
+        )
+    fetch(f"{address}/set.txt.gz", path, bool)
+    assert path.read_bytes() == b"content"
+
+
 def test_no_address_no_network_and_a_wrong_address(serve, tmp_path, monkeypatch):
     with pytest.raises(BadRequest, match=r"set\.txt cannot be downloaded: get it"):
         find(published(), "get it", None, download=True)
