@@ -92,14 +92,11 @@ def forward(
     """
     T = steps.a_h.shape[0]
 
-    def order(i: Any) -> Any:
-        return T - 1 - i if reverse else i
-
     def body(warpgroup: Warpgroup, refs: Any, outputs: Any, scratch: dict[str, Any]) -> None:
         steps, constants, U_f, U_h = refs
         hs, fs, cs, s_rs = outputs
         left_f, left_h = warpgroup.left(U_f, scratch.get("U_f")), warpgroup.left(U_h, scratch.get("U_h"))
-        ready = Steps(warpgroup, steps, order, T, scratch)
+        ready = Steps(warpgroup, steps, reverse, T, scratch)
         places = Places(scratch.get("shared"), places_of(cell))
         h, h_reset, mask, b_r, b_f = map(warpgroup.constant, constants)
 
@@ -113,7 +110,7 @@ def forward(
 
         def step(i: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
             h, loaded = carry
-            here = (order(i), warpgroup.tile, warpgroup.units)
+            here = ready.place(i)
             one, two = places.of(i)
             seen, s_r = masked(h, mask), None
 
@@ -167,20 +164,17 @@ def backward(
     T = steps.h.shape[0]
     resets = steps.reset is not None
 
-    def order(i: Any) -> Any:
-        return i if reverse else T - 1 - i
-
     def body(warpgroup: Warpgroup, refs: Any, outputs: Any, scratch: dict[str, Any]) -> None:
         steps, constants, U_f, U_h = refs
         dz_fs, dz_hs, dh0, dh_reset_sum = outputs
         left_f, left_h = warpgroup.left(U_f, scratch.get("U_f")), warpgroup.left(U_h, scratch.get("U_h"))
-        ready = Steps(warpgroup, steps, order, T, scratch)
+        ready = Steps(warpgroup, steps, not reverse, T, scratch)
         places = Places(scratch.get("shared"), places_of(cell))
         dh, _, mask, _, _ = map(warpgroup.constant, constants)
 
         def step(i: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             dh, dh_reset, now = carry
-            here = (order(i), warpgroup.tile, warpgroup.units)
+            here = ready.place(i)
             one, two = places.of(i)
             h, f, c = now.h, now.f, now.c
             dh_next = add(now.dhs, dh)

@@ -259,10 +259,8 @@ class Steps:
     are loaded into registers, ``refill`` gives those of the next step, and the loop hands them on.
     """
 
-    def __init__(
-        self, warpgroup: Warpgroup, refs: Any, order: Callable[[Any], Any], count: int, scratch: dict[str, Any]
-    ):
-        self.warpgroup, self.kind, self.order, self.count = warpgroup, type(refs), order, count
+    def __init__(self, warpgroup: Warpgroup, refs: Any, backwards: bool, count: int, scratch: dict[str, Any]):
+        self.warpgroup, self.kind, self.backwards, self.count = warpgroup, type(refs), backwards, count
         self.present = [i for i, ref in enumerate(refs) if ref is not None]
         self.refs = [refs[i] for i in self.present]
         self.ring: Any = scratch.get("ring")
@@ -271,6 +269,11 @@ class Steps:
         if self.ring is not None:
             for i in range(self.depth - 1):
                 self._fetch(i)
+
+    def place(self, i: Any) -> tuple[Any, Any, Any]:
+        """Where the i-th step to run stands in arrays of all steps."""
+        t = self.count - 1 - i if self.backwards else i
+        return t, self.warpgroup.tile, self.warpgroup.units
 
     def refill(self, i: Any) -> Any:
         """In step i: fetch a step to come."""
@@ -304,8 +307,8 @@ class Steps:
             self.wait(i)
 
     def _sources(self, i: Any) -> list[Any]:
-        t = self.order(jnp.minimum(i, self.count - 1))
-        return [ref.at[t, self.warpgroup.tile, self.warpgroup.units] for ref in self.refs]
+        place = self.place(jnp.minimum(i, self.count - 1))
+        return [ref.at[place] for ref in self.refs]
 
     def _slot(self, i: Any) -> Any:
         return lax.rem(jnp.int32(i), jnp.int32(self.depth))
