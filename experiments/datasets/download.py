@@ -7,15 +7,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from experiments.run import BadRequest
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two downloads of one file are not kept apart
-    fcntl = None
+from mgu_jax.training.lock import lock_file
 
 
 def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 30.0) -> None:
@@ -39,7 +34,8 @@ def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 
         with urllib.request.urlopen(ask, timeout=timeout) as answer:
             path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("ab") as file:
-                _reserve(file, draft)
+                if lock_file(file) is False:
+                    raise BadRequest(f"--download must run once at a time; another process is writing {draft}.")
                 if answer.status != 206:  # the answer is the whole file, from its beginning
                     file.truncate(0)
                 shutil.copyfileobj(answer, file)
@@ -62,12 +58,3 @@ def fetch(url: str, path: Path, good: Callable[[bytes], bool], timeout: float = 
         draft.unlink()
         raise BadRequest(f"--download got another file than the published one from {url}; it was removed.")
     draft.replace(path)
-
-
-def _reserve(file: Any, draft: Path) -> None:
-    """Keep other processes from writing to the draft until the file is closed."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadRequest(f"--download must run once at a time; another process is writing {draft}.") from None

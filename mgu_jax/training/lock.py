@@ -48,6 +48,21 @@ class Locked(RuntimeError):
         return type(self), (self.folder, self.holder)
 
 
+def lock_file(file: Any) -> bool | None:
+    """Whether this process now has the lock of an open file; ``None`` where the system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
 @dataclass
 class _Held:
     """A lock that this process has: its open file, and how many of its ``FolderLock`` objects share it."""
@@ -104,16 +119,13 @@ class FolderLock:
                     _held[where].count += 1
                     self._taken = where
                     return
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise Locked(self.folder, _holder(file)) from None
-                except OSError as error:
-                    if error.errno in _NO_LOCKS:
-                        with suppress(OSError):
-                            self.path.unlink()
-                        return
-                    raise
+                locked = lock_file(file)
+                if locked is None:
+                    with suppress(OSError):
+                        self.path.unlink()
+                    return
+                if not locked:
+                    raise Locked(self.folder, _holder(file))
                 if self._is_there(where):
                     os.ftruncate(file, 0)
                     os.write(file, json.dumps(_this_process()).encode())
