@@ -31,6 +31,7 @@ from mgu_jax.layer.params import (
     check_time_first,
     time_first,
 )
+from mgu_jax.layer.products import repeated, wide
 from mgu_jax.sequence import Execution, run
 
 
@@ -395,7 +396,7 @@ class Model:
         if params.h0 is None:
             zeros = tuple(jnp.zeros((*batch, H), params.b_y.dtype) for H in self.hidden_sizes)
             return State(zeros, zeros if self.bidirectional else None)
-        return jax.tree.map(lambda h: _on_rows(h, (*batch, *h.shape)), params.h0)
+        return jax.tree.map(lambda h: repeated(h, (*batch, *h.shape)), params.h0)
 
     def _merge(self, forward: Array, backward: Array) -> Array:
         return forward + backward if self.bidirectional == "sum" else jnp.concatenate([forward, backward], -1)
@@ -435,10 +436,10 @@ class Model:
         """ys of the last layer's outputs, hs at all steps and end at the end of each sequence of so many steps."""
         rows = end if self.readout == "last" else hs
         if self.readout == "mean":
-            wide = _widened(hs)
-            rows = (jnp.sum(wide, 0) / jnp.maximum(steps, 1).astype(wide.dtype)[..., None]).astype(hs.dtype)
+            total = jnp.sum(hs, 0, dtype=wide(hs))
+            rows = (total / jnp.maximum(steps, 1).astype(total.dtype)[..., None]).astype(hs.dtype)
         ys = self.execution.product(rows, params.W_y)
-        return ys + _on_rows(params.b_y, ys.shape)
+        return ys + repeated(params.b_y, ys.shape)
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
         """The rates of a call: the given ones, and the model's own for the others."""
@@ -537,22 +538,9 @@ def _steps(hs: Array, lengths: Any, mask: Any) -> Array:
     return jnp.sum(mask, 0, dtype=jnp.int32)
 
 
-def _widened(a: Array) -> Array:
-    """The array in float32 at least, the precision in which we sum over steps and samples."""
-    return a.astype(jnp.float32) if a.dtype.itemsize < 4 else a
-
-
-def _on_rows(a: Array, shape: tuple[int, ...]) -> Array:
-    """The same vector on all rows, an array of this shape. Its gradient, a sum over the rows, runs in float32 at least.
-
-    In bfloat16, the sum of a thousand equal numbers would stop growing after the first few hundred.
-    """
-    return jnp.broadcast_to(_widened(a), shape).astype(a.dtype)
-
-
 def _rows_of(embedding: Array, tokens: Array) -> Array:
-    """The rows of the tokens. The gradient of a row is a sum over all places where its token stands, as above."""
-    return jnp.take(_widened(embedding), tokens, axis=0).astype(embedding.dtype)
+    """The rows of the tokens. The gradient of a row is a sum over all places where its token stands."""
+    return jnp.take(embedding.astype(wide(embedding)), tokens, axis=0).astype(embedding.dtype)
 
 
 def _fold(key: Array | None, number: int) -> Array | None:

@@ -17,12 +17,18 @@ def wide(array: Array) -> Any:
     return jnp.dtype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array.dtype
 
 
-def like(b: Term, rows: Array) -> Term:
-    """b [..., H] repeated for every row [..., H], or ``None``; explicit, since JAX may forbid rank promotion.
+def repeated(b: Array, shape: tuple[int, ...]) -> Array:
+    """b [H] for every row of this shape [..., H].
 
-    JAX sums the derivative over the rows in the dtype in which b is repeated.
+    JAX sums the derivative over the rows in the dtype in which b is repeated. In bfloat16, the sum of a thousand equal
+    numbers would stop growing after the first few hundred.
     """
-    return None if b is None else jnp.broadcast_to(b.astype(wide(b)), rows.shape).astype(b.dtype)
+    return jnp.broadcast_to(b.astype(wide(b)), shape).astype(b.dtype)
+
+
+def like(b: Term, rows: Array) -> Term:
+    """b repeated for every row [..., H], or ``None``; explicit, since JAX may forbid rank promotion."""
+    return None if b is None else repeated(b, rows.shape)
 
 
 def transposed(W: Term) -> Term:

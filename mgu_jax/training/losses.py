@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mgu_jax.layer.products import wide
+
 Loss = Callable[..., Any]
 
 
 def widened(tree: Any) -> Any:
     """The arrays with those of less than 32 bits in float32: a sum over data in float16 ends at 65,504."""
 
-    def wide(a: Any) -> Any:
-        small = jnp.issubdtype(getattr(a, "dtype", bool), jnp.floating) and a.dtype.itemsize < 4
-        return a.astype(jnp.float32) if small else a
+    def one(a: Any) -> Any:
+        return a.astype(wide(a)) if jnp.issubdtype(getattr(a, "dtype", bool), jnp.floating) else a
 
-    return jax.tree.map(wide, tree)
+    return jax.tree.map(one, tree)
 
 
 def mean(values: Array, mask: Any = None, weights: Any = None) -> Array:

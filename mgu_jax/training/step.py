@@ -200,10 +200,14 @@ def run_and_report(
     optimizer, size = recipe.build(hyper, state.params), (recipe.batch_size, recipe.window)
     noise = jax.random.fold_in(state.key, _NOISE)
 
+    def before(params: Any, carry: Any, begins: Any) -> Any:
+        """The state before a window: an epoch starts from the model's first state, which may be learned."""
+        fresh = recipe.model.start(params, (recipe.batch_size,))
+        return jax.tree.map(partial(jnp.where, begins), fresh, carry)
+
     def loss(params: Any, batch: Data, carry: Any, begins: Any, key: Array) -> tuple[Array, Any]:
-        if carry is not None:  # an epoch starts from the model's first state, which may be learned
-            fresh = recipe.model.start(params, (recipe.batch_size,))
-            carry = jax.tree.map(partial(jnp.where, begins), fresh, carry)
+        if carry is not None:
+            carry = before(params, carry, begins)
         noisy, hidden = {"key": key} | hyper.rates(), takes((recipe.loss,), "hs")
         ys, hs, carry = run_model(recipe.model, params, batch, carry, noisy, mesh, hidden)
         ((value, others),) = measure((recipe.loss,), ys, batch, reads_every_step(recipe.model), hs, params)
@@ -218,9 +222,8 @@ def run_and_report(
         more = {"value": value, "grad": gradient, "value_fn": lambda p: loss(p, batch, state.carry, begins, key)[0]}
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **more)
         if carry is not None and passes_over(opt_state):  # one that is not finite would spoil all later windows
-            fresh = recipe.model.start(state.params, (recipe.batch_size,))
-            before: Any = jax.tree.map(partial(jnp.where, begins), fresh, state.carry)
-            carry = jax.tree.map(partial(jnp.where, all_finite(carry)), carry, before)
+            unspoilt = before(state.params, state.carry, begins)
+            carry = jax.tree.map(partial(jnp.where, all_finite(carry)), carry, unspoilt)
         params, opt_state = constrain((optax.apply_updates(state.params, updates), opt_state), mesh)
         carry = constrain(carry, mesh, AXIS)
         return TrainState(state.step + 1, params, opt_state, state.key, carry, state.best), (value, others)

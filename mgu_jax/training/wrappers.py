@@ -15,6 +15,7 @@ from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.training.devices import to_host
+from mgu_jax.training.losses import widened
 
 Transformation = optax.GradientTransformationExtraArgs
 
@@ -72,8 +73,7 @@ class Average:
         """The optimiser, with the average in its state."""
 
         def init(params: Any) -> Averaged:
-            wide = jax.tree.map(lambda p: jnp.asarray(p, jnp.promote_types(p.dtype, jnp.float32)), params)
-            return Averaged(optimizer.init(params), jnp.int32(0), wide)
+            return Averaged(optimizer.init(params), jnp.int32(0), jax.tree.map(jnp.asarray, widened(params)))
 
         def update(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
             updates, inner = optimizer.update(updates, state.inner, params, **more)
