@@ -14,7 +14,7 @@ from mgu_jax.layer.family import (
     UGRNN,
     Cell,
 )
-from mgu_jax.layer.initial import chrono, init
+from mgu_jax.layer.initial import chrono, init, uniform_gate
 from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
 from mgu_jax.model import Model, ModelParams, State, detach
@@ -96,5 +96,6 @@ __all__ = [
     "summary",
     "sweep",
     "uniform",
+    "uniform_gate",
     "which",
 ]

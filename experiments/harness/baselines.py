@@ -4,8 +4,9 @@ The cells are those of ``flax.linen``, run by ``flax.linen.RNN``, with Flax's in
 them. Embedding, readout and dropout are as in ``mgu_jax.Model``.
 
 Only the forget bias is not Flax's. A given forget bias opens the state-keeping gate equally far in every cell: the
-default -1 in the paper's sign becomes a bias of +1 for Flax's z (GRU), f (LSTM) and f (MGU). Chrono initialisation
-gives an LSTM's input gate the negative, as its authors do.
+default -1 in the paper's sign becomes a bias of +1 for Flax's z (GRU), f (LSTM) and f (MGU). Biases that
+differ from unit to unit (chrono initialisation and others) give an LSTM's input gate the negative, as the authors of
+chrono do.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jax import Array
 
 from mgu_jax import checks
 from mgu_jax.extras import require
-from mgu_jax.layer.initial import Chrono
+from mgu_jax.layer.initial import Drawn
 from mgu_jax.layer.noise import dropout_mask, is_off
 
 # Name -> (class of flax.linen, gate whose bias keeps the state, input gate beside it).
@@ -84,10 +85,10 @@ def baseline(
         cell_key, readout_key, embedding_key, bias_key = jax.random.split(key, 4)
         drawn = run.init(cell_key, jnp.zeros((1, 1, width)))["params"]["cell"]
         drawn = jax.tree.map(lambda w: w * jnp.float32(initial_scale) if w.ndim == 2 else w, drawn)
-        bias = forget_bias(bias_key, (hidden_size,), jnp.float32) if isinstance(forget_bias, Chrono) else forget_bias
+        bias = forget_bias(bias_key, (hidden_size,), jnp.float32) if isinstance(forget_bias, Drawn) else forget_bias
         keep = jnp.broadcast_to(-jnp.asarray(bias, jnp.float32), (hidden_size,))
         drawn = drawn | {keeps: drawn[keeps] | {"bias": keep}}
-        if takes and isinstance(forget_bias, Chrono):
+        if takes and isinstance(forget_bias, Drawn):
             drawn |= {takes: drawn[takes] | {"bias": -keep}}
         W_y = jax.nn.initializers.glorot_uniform()(readout_key, (hidden_size, output_size), jnp.float32)
         embedding = None

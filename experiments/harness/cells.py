@@ -8,7 +8,7 @@ from jax import Array
 
 import mgu_jax as mgu
 from experiments.harness import baselines
-from mgu_jax.layer.initial import Chrono
+from mgu_jax.layer.initial import Chrono, Drawn, UniformGate
 
 FAMILY = {
     "mgu": mgu.MGU,
@@ -21,6 +21,7 @@ FAMILY = {
     "diagonal-mgu": mgu.DIAGONAL_MGU,
     "min-gru": mgu.MIN_GRU,
 }
+FLAGS = {Chrono: "chrono", UniformGate: "uniform"}
 # Our cells, then Flax's.
 CellName = Literal[
     "mgu",
@@ -39,14 +40,14 @@ CellName = Literal[
 
 
 @dataclass(frozen=True)
-class WithChrono:
-    """A model whose forget biases come from chrono initialisation; ``init`` ignores the number that it is given."""
+class WithBiases:
+    """A model whose forget biases differ from unit to unit; ``init`` ignores the number that it is given."""
 
     model: Any
-    chrono: Chrono
+    forget_bias: Drawn
 
     def init(self, key: Array, *, forget_bias: Any = None, initial_scale: Any = 1.0) -> Any:
-        return self.model.init(key, forget_bias=self.chrono, initial_scale=initial_scale)
+        return self.model.init(key, forget_bias=self.forget_bias, initial_scale=initial_scale)
 
     def apply(self, params: Any, xs: Any, **options: Any) -> Any:
         return self.model.apply(params, xs, **options)
@@ -63,29 +64,39 @@ class WithChrono:
 
 
 def build(
-    name: str, input_size: int, hidden_size: int, output_size: int, chrono: Chrono | None = None, **options: Any
+    name: str, input_size: int, hidden_size: int, output_size: int, biases: Drawn | None = None, **options: Any
 ) -> Any:
     """A model of one layer.
 
     Args:
         name: one of ``CellName``.
         input_size, hidden_size, output_size: D or the number of different tokens, H, K.
-        chrono: replaces the forget bias that ``init`` is given.
+        biases: replace the forget bias that ``init`` is given.
         options: ``readout``, ``embedding_size`` and ``dropout``, as ``mgu_jax.Model`` takes them; for our own cells
             also its other options.
 
     Raises:
-        ValueError: chrono for a cell without a forget bias, or an option that the model does not take.
+        ValueError: biases for a cell without a forget bias, or an option that the model does not take.
     """
     if name in FAMILY:
         model: Any = mgu.Model(input_size, (hidden_size,), output_size, FAMILY[name], **options)
     else:
         model = baselines.baseline(name, input_size, hidden_size, output_size, **options)
-    if chrono is None:
+    if biases is None:
         return model
     if not has_forget_bias(name):
-        raise ValueError(f"forget_bias can be chrono only for a cell with a forget bias; got {name}.")
-    return WithChrono(model, chrono)
+        raise ValueError(f"forget_bias can be {FLAGS[type(biases)]} only for a cell with a forget bias; got {name}.")
+    return WithBiases(model, biases)
+
+
+def biases(forget_bias: Any, longest: int) -> Drawn | None:
+    """What a flag asks for: forget biases that differ from unit to unit, or None for one number.
+
+    Args:
+        forget_bias: a number, "chrono" or "uniform".
+        longest: steps of the longest sequence.
+    """
+    return {"chrono": mgu.chrono(max(3, longest)), "uniform": mgu.uniform_gate}.get(forget_bias)
 
 
 def has_forget_bias(name: str) -> bool:

@@ -24,6 +24,8 @@ from mgu_jax.training.data import Data, Source, Stream, windows
 from mgu_jax.training.evaluate import Evaluator
 from mgu_jax.training.losses import Loss, cross_entropy
 
+ForgetBias = float | Literal["chrono", "uniform"]
+
 
 @dataclass(frozen=True)
 class Training(Common):
@@ -45,9 +47,10 @@ class Training(Common):
     """Decoupled weight decay of all parameters."""
     dropout: Annotated[float, between(0, 1)] = 0.0
     """Rate of dropout on the output of the layer."""
-    forget_bias: Annotated[float | Literal["chrono"], Bound("a number or chrono", math.isfinite)] = -1.0
+    forget_bias: Annotated[ForgetBias, Bound("a number, chrono or uniform", math.isfinite)] = -1.0
     """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
-    up to the length of the sequences. MGU2 has none and ignores it."""
+    up to the length of the sequences, and uniform one for gates spread evenly between 0 and 1. MGU2 has none and
+    ignores it."""
     initializer: Literal["orthogonal", "lecun", "glorot", "uniform"] | None = None
     """Initial weights of our own cells, as in mgu_jax.init; orthogonal by default. Flax's cells have lecun."""
     epochs: int = 1
@@ -133,7 +136,7 @@ class Learned(NamedTuple):
     params: list[Any]  # of each seed
 
 
-def forget_bias(config: Training) -> float | Literal["chrono"] | None:
+def forget_bias(config: Training) -> ForgetBias | None:
     """The initial forget bias that the flags ask for; None for a cell without one."""
     return config.forget_bias if cells.has_forget_bias(config.cell) else None
 
@@ -147,7 +150,7 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
     sizes, options = (task.input_size, task.output_size), dict(task.options)
     if config.dropout:
         options["dropout"] = config.dropout
-    chrono = mgu.chrono(max(3, task.longest)) if forget_bias(config) == "chrono" else None
+    biases = cells.biases(forget_bias(config), task.longest)
     width = config.hidden_size
     try:
         if config.match is not None:
@@ -158,7 +161,7 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
                 if config.cell not in cells.FAMILY:
                     raise BadRequest(f"--{name} is for our own cells; got --cell {config.cell}.")
                 options[name] = value
-        return cells.build(config.cell, sizes[0], width, sizes[1], chrono, **options), width
+        return cells.build(config.cell, sizes[0], width, sizes[1], biases, **options), width
     except ValueError as error:
         raise BadRequest(str(error)) from error
 
@@ -222,7 +225,7 @@ def prepare(
     _check_batch_size(config.batch_size, task)
     model, width = model_of(config, task)
     hyper, bias = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm), forget_bias(config)
-    if bias not in (None, "chrono"):
+    if isinstance(bias, float | int):
         hyper = hyper._replace(forget_bias=bias)
     sizes = {"total_steps": steps, "batch_size": config.batch_size, "window": task.window}
     validation = mgu.Validation(

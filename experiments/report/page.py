@@ -41,7 +41,7 @@ def load(folder: Path) -> Results:
 
     def place(row: dict[str, Any]) -> tuple:
         bias = row["settings"]["forget_bias"]
-        bias = math.inf if bias in ("chrono", None) else bias
+        bias = math.inf if bias in ("chrono", "uniform", None) else bias
         asked = (row["settings"].get("implementation") or "", bias, row["settings"].get("initializer") or "")
         return (tasks.task_of(row).place, order.index(row["cell"]), row["hidden_size"], *asked)
 

@@ -7,11 +7,10 @@ with chrono initialisation.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from experiments.harness.learn import Task, Training, finish, learn
+from experiments.harness.learn import ForgetBias, Task, Training, finish, learn
 from experiments.harness.measures import ERROR
 from experiments.run import BadRequest
 from mgu_jax.training.data import Data
@@ -25,7 +24,7 @@ class Config(Training):
     length: int | None = None
     """T of every sequence; by default it is drawn from 50 to 55 for each."""
     learning_rate: float = 3e-3
-    forget_bias: float | Literal["chrono"] = "chrono"
+    forget_bias: ForgetBias = "chrono"
 
 
 def sequences(rng: np.random.Generator, count: int, length: int | None) -> Data:

@@ -53,7 +53,7 @@ def main(config: Config) -> None:
             plots.sentence_and_gates(path, gates, [data.symbols[token] for token in tokens])
 
         others["gates.png"] = picture
-        if config.forget_bias != "chrono":  # a file of a model cannot hold it
+        if not isinstance(config.forget_bias, str):  # a file of a model cannot hold it
             others["model.npz"] = lambda path: files.save(path, learned.model, params)
     print(f"\n{samples[0]}")
     finish(learned, BITS, others, samples=samples, temperature=config.temperature)

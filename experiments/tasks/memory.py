@@ -131,10 +131,10 @@ def main(config: Config) -> None:
     rows = []
     for name, task in chosen.items():
         for bias in BIASES:
-            chrono = mgu.chrono(max(3, task.longest)) if bias == "chrono" else None
-            model = cells.build("mgu", *task.sizes, chrono, **task.options)
+            biases = cells.biases(bias, task.longest)
+            model = cells.build("mgu", *task.sizes, biases, **task.options)
             hyper = mgu.Hyper(learning_rate=3e-3, clip_norm=1.0)
-            hyper = hyper if chrono else hyper._replace(forget_bias=float(bias))
+            hyper = hyper if biases else hyper._replace(forget_bias=float(bias))
             recipe = mgu.Recipe(model, schedule="cosine", total_steps=task.steps, **task.recipe)
             key, began = jax.random.key(config.seed), time.perf_counter()
             start = mgu.start(recipe, key, hyper)

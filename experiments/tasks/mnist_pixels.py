@@ -6,14 +6,13 @@ References: the paper's MGU 84.25 %; JANET 99.0 %, and 92.5 % permuted (van der 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from experiments.datasets import data
 from experiments.datasets.published import DataSet
 from experiments.harness.classify import classify, steps_of
-from experiments.harness.learn import Training
+from experiments.harness.learn import ForgetBias, Training
 from mgu_jax.training.data import Data
 
 
@@ -24,7 +23,7 @@ class Config(Training):
     permuted: bool = False
     """Read the pixels of all images in one random order, the same in every run."""
     learning_rate: float = 1e-3
-    forget_bias: float | Literal["chrono"] = "chrono"
+    forget_bias: ForgetBias = "chrono"
     epochs: int = 10
 
 

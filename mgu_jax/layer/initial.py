@@ -40,6 +40,21 @@ def chrono(longest: int) -> Chrono:
     return Chrono(int(longest))
 
 
+@dataclass(frozen=True)
+class UniformGate:
+    """Draws forget biases for gates that are spread evenly between 0 and 1; it is ``uniform_gate``."""
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        u = jax.random.uniform(key, shape, dtype, 1 / shape[-1], 1 - 1 / shape[-1])
+        return jnp.log(u / (1 - u)) if shape[-1] > 2 else jnp.zeros(shape, dtype)
+
+
+# For ``forget_bias``: b_f = log(u/(1 - u)) with u from U[1/H, 1 - 1/H], so that without inputs f is u (Gu, Gulcehre,
+# Paine, Hoffman and Pascanu 2020, arXiv 1910.09890, section 3.2).
+uniform_gate = UniformGate()
+Drawn = Chrono | UniformGate  # forget biases that differ from unit to unit
+
+
 def _between(limit: float) -> Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
@@ -87,7 +102,7 @@ def init(
     cell: Cell = MGU,
     *,
     initializer: str = "orthogonal",
-    forget_bias: float | Array | Chrono = -1.0,
+    forget_bias: float | Array | Drawn = -1.0,
     recurrent_scale: float | Array = 1.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Params:
@@ -106,16 +121,17 @@ def init(
             N(-0.05, 0.1^2), as the notebook's code draws them). A diagonal U, [H], has no fan-in and no orthogonal
             form, so "orthogonal", "lecun" and "glorot" draw it from U(-1/sqrt(H), 1/sqrt(H)).
         forget_bias: the initial b_f, a number or [H], in the paper's sign: -1, the default, remembers, and +1
-            overwrites; or ``chrono(T_max)``. A member whose update is "1-f" gets its negative, which has the same
-            effect. It may be traced, and a member without b_f ignores it.
+            overwrites; or one per unit, as ``chrono(T_max)`` or ``uniform_gate`` draws them. A member whose
+            update is "1-f" gets its negative, which has the same effect. It may be traced, and a member without b_f
+            ignores it.
         recurrent_scale: factor on U_f and U_h, such as 0.01 with "identity"; it may be traced.
         dtype: float32, float64, bfloat16 or float16.
 
     Raises:
         TypeError: cell is not a Cell, key is not one PRNG key, dtype is not floating, or recurrent_scale is not a
             number.
-        ValueError: a size below 1, an unknown initializer, a forget_bias of another shape, or chrono for a member
-            without b_f.
+        ValueError: a size below 1, an unknown initializer, a forget_bias of another shape, or ``chrono`` or
+            ``uniform_gate`` for a member without b_f.
     """
     check_cell(cell)
     checks.check_key("key", key)
@@ -124,9 +140,10 @@ def init(
     checks.check_choice("initializer", initializer, INITIALIZERS)
     checks.check_floating("dtype", dtype)
     checks.check_number("recurrent_scale", recurrent_scale)
-    if isinstance(forget_bias, Chrono):
+    if isinstance(forget_bias, Drawn):
         if "b" not in cell.gate:
-            raise ValueError(f"forget_bias can be chrono only for a gate with a bias; got gate={cell.gate!r}.")
+            name = "chrono" if isinstance(forget_bias, Chrono) else "uniform_gate"
+            raise ValueError(f"forget_bias can be {name} only for a gate with a bias; got gate={cell.gate!r}.")
     else:
         checks.check_numbers("forget_bias", forget_bias, hidden_size)
     drawn = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # QR has no half precision
@@ -140,7 +157,7 @@ def init(
         if shape is None:
             return None
         if name == "b_f":
-            bias = forget_bias(key, shape, drawn) if isinstance(forget_bias, Chrono) else forget_bias
+            bias = forget_bias(key, shape, drawn) if isinstance(forget_bias, Drawn) else forget_bias
             return sign * jnp.broadcast_to(jnp.asarray(bias, dtype), shape)
         if name.startswith("U_"):
             return (jnp.asarray(recurrent_scale, drawn) * draw_U(key, shape, drawn)).astype(dtype)
