@@ -2,7 +2,8 @@
 
     hs^0 = xs, or embedding[xs]
     hs^l = scan(layers[l], hs^{l-1})    if bidirectional, also in reverse; the two are put side by side or added
-    ys   = rows W_y + b_y               rows are all states of the last layer, their mean, or the last one
+    ys   = rows W_y + b_y               rows are all states of the last layer, their mean, or the last one; with tie,
+                                        W_y is the embedding transposed
 
 To add an option, add a field to ``Model`` and check it in ``__post_init__``. It acts in ``_compute``, or in
 ``_read_out`` if it concerns the outputs; ``apply`` and ``step`` call both.
@@ -39,11 +40,18 @@ class ModelParams(NamedTuple):
     """The parameters of a model; a part that the model does not have is ``None``."""
 
     layers: tuple[Params, ...]
-    W_y: Any  # [F, K]; F is the width of the last layer's output: H, or 2H for two directions side by side
+    W_y: (
+        Any  # [F, K]; F is the width of the last layer's output: H, or 2H for two directions side by side; None if tied
+    )
     b_y: Any  # [K]
     backward: Any = None  # the layers that run in reverse
     h0: Any = None  # learned initial state, a ``State`` of [H] arrays
     embedding: Any = None  # [V, D]
+
+    @property
+    def readout(self) -> Any:
+        """W_y [F, K], which is the embedding transposed where the two are tied."""
+        return self.W_y if self.W_y is not None or self.embedding is None else jnp.swapaxes(self.embedding, -1, -2)
 
 
 class State(NamedTuple):
@@ -71,17 +79,21 @@ class Model:
             added ("sum"); ``None`` runs forward only.
         residual: add a layer's input to its output, from the second layer on and where the widths agree.
         embedding_size: D of an embedding of tokens; xs are then whole numbers [T, ...].
+        tie: read out with the embedding transposed instead of a W_y of its own, for a model that predicts tokens of its
+            inputs: K = V, and the last layer's output is as wide as the embedding (Press and Wolf 2017, arXiv
+            1608.05859).
         learned_h0: make the state before the first step a parameter, initially zero.
         dropout: rate on each layer's output, before the next layer or the readout.
         recurrent_dropout, zoneout, dropconnect: rates as in ``scan``.
-        initializer, dtype: as in ``mgu_jax.init``; W_y is always drawn by Glorot's scheme, and b_y is zero.
+        initializer, dtype: as in ``mgu_jax.init``; a W_y is always drawn by Glorot's scheme, and b_y is zero.
         implementation, save, segment, precision, compute_dtype: as in ``scan``.
 
     Raises:
         TypeError: cell is not a ``Cell``, dtype is not a floating dtype, compute_dtype is not a dtype, or a rate is
             traced.
-        ValueError: a size below 1, no hidden size, an unknown name, a rate outside [0, 1), an implementation that
-            cannot serve the cell, or save or segment with an implementation that ignores them.
+        ValueError: a size below 1, no hidden size, an unknown name, a rate outside [0, 1), tie without an embedding or
+            with other widths, an implementation that cannot serve the cell, or save or segment with an implementation
+            that ignores them.
     """
 
     input_size: int
@@ -92,6 +104,7 @@ class Model:
     bidirectional: str | None = None
     residual: bool = False
     embedding_size: int | None = None
+    tie: bool = False
     learned_h0: bool = False
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
@@ -119,6 +132,7 @@ class Model:
         checks.check_choice("bidirectional", self.bidirectional, (None, "concatenate", "sum"))
         checks.check_choice("residual", self.residual, (False, True))
         checks.check_choice("learned_h0", self.learned_h0, (False, True))
+        checks.check_choice("tie", self.tie, (False, True))
         checks.check_choice("initializer", self.initializer, INITIALIZERS)
         checks.check_floating("dtype", self.dtype)
         for name, rate in self.rates.items():
@@ -128,6 +142,7 @@ class Model:
                     f"{name} must be a known number when the model is made (apply takes a traced one); "
                     f"got {checks.describe(rate)}."
                 )
+        self._check_tie()
         self.execution.check(self.cell)
         # NumPy's numbers become Python's, because files store a model as JSON.
         for name in ("input_size", "output_size", "embedding_size", "segment"):
@@ -137,8 +152,17 @@ class Model:
         self._set("hidden_sizes", tuple(map(int, self.hidden_sizes)))
         self._set("residual", bool(self.residual))
         self._set("learned_h0", bool(self.learned_h0))
+        self._set("tie", bool(self.tie))
         self._set("compute_dtype", self.execution.compute_dtype)
         self._set("dtype", jnp.dtype(self.dtype))
+
+    def _check_tie(self) -> None:
+        width = self._width(len(self.hidden_sizes) - 1)
+        came = self.embedding_size, width, self.input_size, self.output_size
+        if self.tie and (came[0] != came[1] or came[2] != came[3]):
+            sizes = f"embedding_size {came[0]} and width {came[1]}, input_size {came[2]} and output_size {came[3]}"
+            rule = "an embedding as wide as the last layer's output, and output_size = input_size"
+            raise ValueError(f"tie must have {rule}; got {sizes}.")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -185,7 +209,9 @@ class Model:
         glorot = jax.nn.initializers.glorot_uniform()
         return ModelParams(
             layers=direction(keys[:count]),
-            W_y=scaled(glorot(readout_key, (self._width(count - 1), self.output_size), self.dtype)),
+            W_y=None
+            if self.tie
+            else scaled(glorot(readout_key, (self._width(count - 1), self.output_size), self.dtype)),
             b_y=jnp.zeros(self.output_size, self.dtype),
             backward=direction(keys[count:]) if self.bidirectional else None,
             h0=State(zeros, zeros if self.bidirectional else None) if self.learned_h0 else None,
@@ -314,7 +340,7 @@ class Model:
         def last(layers: Any) -> Any:
             return layers and tuple(rows(where[1:], layer.W_h) for layer in layers)
 
-        ys = rows(where if self.readout == "all" else where[1:], params.W_y)
+        ys = rows(where if self.readout == "all" else where[1:], params.readout)
         both = self.bidirectional == "concatenate"
         hidden = tuple(PartitionSpec(*where) if both else rows(where, layer.W_h) for layer in params.layers)
         return ys, State(last(params.layers), last(params.backward)), hidden
@@ -438,7 +464,7 @@ class Model:
         if self.readout == "mean":
             total = jnp.sum(hs, 0, dtype=wide(hs))
             rows = (total / jnp.maximum(steps, 1).astype(total.dtype)[..., None]).astype(hs.dtype)
-        ys = self.execution.product(rows, params.W_y)
+        ys = self.execution.product(rows, params.readout)
         return ys + repeated(params.b_y, ys.shape)
 
     def _check_rates(self, given: dict[str, Any], key: Any, training: bool | None) -> dict[str, Any]:
@@ -459,13 +485,14 @@ class Model:
         check_model_params(params)
         widths, K = _widths(params.layers), self.output_size
         readout = tuple(getattr(a, "shape", None) for a in (params.W_y, params.b_y))
-        if widths != self.hidden_sizes or readout != ((self._width(len(self.hidden_sizes) - 1), K), (K,)):
+        W_y = None if self.tie else (self._width(len(self.hidden_sizes) - 1), K)
+        if widths != self.hidden_sizes or readout != (W_y, (K,)):
             W_y, b_y = map(checks.describe, (params.W_y, params.b_y))
             raise ValueError(
                 f"params must have the hidden sizes {self.hidden_sizes} and {K} outputs of this model; "
                 f"got {widths}, W_y {W_y} and b_y {b_y}."
             )
-        for name in ("W_y", "b_y"):
+        for name in ("b_y",) if self.tie else ("W_y", "b_y"):
             dtype = checks.dtype_of(params.layers[0].b_h)
             checks.check_array(f"params.{name}", getattr(params, name), dtype, "the dtype of params.layers")
         both = None if self.bidirectional is None else self.hidden_sizes

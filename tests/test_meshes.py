@@ -127,11 +127,14 @@ def test_without_a_mesh_in_the_context(quick_compiler):
 
 MODELS = {
     "tokens": mgu.Model(9, (H, H), K, embedding_size=D, learned_h0=True, residual=True, readout="last"),
+    "tied": mgu.Model(9, (H,), 9, embedding_size=H, tie=True, readout="last"),
     "both directions": mgu.Model(D, (H, H), K, bidirectional="concatenate", readout="mean", dropout=0.3, zoneout=0.2),
 }
 
 
-@pytest.mark.parametrize("name", ["tokens", pytest.param("both directions", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tied", "both directions"))]
+)
 def test_a_model(name, x64):
     model = MODELS[name]
     with jax.set_mesh(None):

@@ -237,6 +237,29 @@ def test_embedding():
     assert np.flatnonzero(np.abs(gradient).max(1)).tolist() == [3]
 
 
+@pytest.mark.parametrize("readout", ["all", "last"])
+def test_a_tied_model_reads_out_with_its_embedding(readout):
+    """Values and gradients are those of a model with a W_y that is the embedding transposed; the gradients add up."""
+    options = {"embedding_size": 5, "readout": readout}
+    model, params = made(11, (6, 5), 11, tie=True, **options)
+    apart = mgu.Model(11, (6, 5), 11, **options)
+    tokens = jax.random.randint(KEY, (7, 3), 0, 11)
+    assert params.W_y is None
+    assert mgu.count(params) == mgu.count(apart.init(KEY)) - 55
+    np.testing.assert_array_equal(params.readout, params.embedding.T)
+    np.testing.assert_array_equal(model.init(KEY).embedding, apart.init(KEY).embedding)
+
+    def loss(model, params):
+        return jnp.sum(jnp.sin(model.apply(params, tokens)))
+
+    whole = params._replace(W_y=params.embedding.T)
+    close(model.apply(params, tokens), apart.apply(whole, tokens))
+    got, wanted = jax.grad(partial(loss, model))(params), jax.grad(partial(loss, apart))(whole)
+    close(got.embedding, wanted.embedding + wanted.W_y.T)
+    close(got.layers[0].U_f, wanted.layers[0].U_f)
+    close(model.step(params, tokens[0])[0], apart.step(whole, tokens[0])[0])
+
+
 def test_learned_h0_is_the_state_before_the_first_step():
     model, params = made(4, (5, 6), 2, learned_h0=True)
     np.testing.assert_array_equal(model.init(KEY).h0.layers[1], np.zeros(6))

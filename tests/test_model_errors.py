@@ -25,8 +25,25 @@ MODEL = [
     ({"implementation": "fast"}, "None, 'manual', 'autodiff', 'parallel'", "'fast'"),
     ({"residual": "none"}, "False, True", "'none'"),
     ({"learned_h0": "zeros"}, "False, True", "'zeros'"),
+    ({"tie": True}, "an embedding as wide as the last layer's output", "embedding_size None and width 4"),
+    ({"tie": "yes"}, "False, True", "'yes'"),
     ({"save": "some"}, "'gates', 'states', 'segments'", "'some'"),
 ]
+
+
+TIED = {"input_size": 5, "hidden_sizes": (4,), "output_size": 5, "embedding_size": 4, "tie": True}
+
+
+def test_a_tied_model():
+    rejects(
+        lambda: mgu.Model(**TIED | {"output_size": 3}), "tie", "output_size = input_size", "output_size 3", ValueError
+    )
+    both = {"bidirectional": "concatenate"}
+    rejects(lambda: mgu.Model(**TIED | both), "tie", "as the last layer's output", "width 8", ValueError)
+    model, apart = mgu.Model(**TIED), mgu.Model(**TIED | {"tie": False})
+    xs = jnp.zeros((3, 2), int)
+    rejects(lambda: model.apply(apart.init(KEY), xs), "params", "5 outputs", "W_y float32 [4, 5]", ValueError)
+    rejects(lambda: apart.apply(model.init(KEY), xs), "params", "5 outputs", "W_y None", ValueError)
 
 
 @pytest.mark.parametrize(("wrong", "rule", "got"), MODEL, ids=[str(wrong) for wrong, *_ in MODEL])

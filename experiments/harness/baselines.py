@@ -44,7 +44,7 @@ class BaselineParams(NamedTuple):
     """The parameters of a model."""
 
     cell: Any  # as Flax has them
-    W_y: Any  # [H, K]
+    W_y: Any  # [H, K], or None where the embedding, transposed, reads out
     b_y: Any  # [K]
     embedding: Any = None  # [V, D]
 
@@ -58,6 +58,7 @@ def baseline(
     readout: str = "all",
     embedding_size: int | None = None,
     dropout: float = 0.0,
+    tie: bool = False,
 ) -> Baseline:
     """A model of one Flax layer with a linear readout. It takes no resets, and dropout is its only noise.
 
@@ -66,7 +67,7 @@ def baseline(
         input_size: D; with an embedding, the number V of different tokens.
         hidden_size: H.
         output_size: K.
-        readout, embedding_size, dropout: as ``mgu_jax.Model`` takes them.
+        readout, embedding_size, dropout, tie: as ``mgu_jax.Model`` takes them.
 
     Raises:
         ImportError: Flax is not installed.
@@ -90,11 +91,14 @@ def baseline(
         drawn = drawn | {keeps: drawn[keeps] | {"bias": keep}}
         if takes and isinstance(forget_bias, Drawn):
             drawn |= {takes: drawn[takes] | {"bias": -keep}}
-        W_y = jax.nn.initializers.glorot_uniform()(readout_key, (hidden_size, output_size), jnp.float32)
+        W_y = None
+        if not tie:
+            W_y = jax.nn.initializers.glorot_uniform()(readout_key, (hidden_size, output_size), jnp.float32)
+            W_y = W_y * jnp.float32(initial_scale)
         embedding = None
         if embedding_size is not None:
             embedding = jax.random.normal(embedding_key, (input_size, width), jnp.float32) * embedding_size**-0.5
-        return BaselineParams(drawn, W_y * jnp.float32(initial_scale), jnp.zeros(output_size), embedding)
+        return BaselineParams(drawn, W_y, jnp.zeros(output_size), embedding)
 
     def start(params: BaselineParams, batch: tuple[int, ...] = ()) -> Any:
         return cell.initialize_carry(jax.random.key(0), (*batch, width))  # zeros
@@ -131,7 +135,7 @@ def baseline(
             count = jnp.full(hs.shape[1:-1], len(hs)) if steps is None else steps
             valid = jnp.arange(len(hs)).reshape(-1, *[1] * count.ndim) < count[None]
             rows = jnp.where(valid[..., None], hs, 0).sum(0) / jnp.maximum(count, 1).astype(hs.dtype)[..., None]
-        ys = rows @ params.W_y + params.b_y
+        ys = rows @ (params.embedding.T if tie else params.W_y) + params.b_y
         return (ys, carry) if return_state else ys
 
     def step(params: BaselineParams, x: Array, state: Any = None) -> tuple[Array, Any]:

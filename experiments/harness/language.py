@@ -12,7 +12,15 @@ from mgu_jax.training.data import windows
 
 
 def learn_language(
-    name: str, config: Training, data: DataSet, measure: Measure, *, window: int, embedding_size: int, quick: int
+    name: str,
+    config: Training,
+    data: DataSet,
+    measure: Measure,
+    *,
+    window: int,
+    embedding_size: int,
+    quick: int,
+    tie: bool = False,
 ) -> Learned:
     """Train on a text.
 
@@ -23,6 +31,7 @@ def learn_language(
         window: T, the number of tokens that a gradient flows through.
         embedding_size: features of a token.
         quick: steps of --quick, in two calls of the compiled loop; the streams are cut short as well.
+        tie: whether the embedding reads out as well.
     """
     if config.quick:
         train, valid, test = (
@@ -41,7 +50,7 @@ def learn_language(
         valid=data.valid,
         measure=measure,
         window=window,
-        options=(("readout", "all"), ("embedding_size", embedding_size)),
+        options=(("readout", "all"), ("embedding_size", embedding_size), *((("tie", True),) if tie else ())),
     )
     steps = config.steps or (quick if config.quick else config.epochs * epoch)
     per_call = max(1, quick // 2 if config.quick else epoch // 4)

@@ -11,6 +11,7 @@ from experiments.datasets import text
 from experiments.harness.language import learn_language
 from experiments.harness.learn import Training, finish
 from experiments.harness.measures import PERPLEXITY
+from experiments.run import BadRequest
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Config(Training):
     """T, the number of words that a gradient flows through."""
     embedding_size: int | None = None
     """Features of a word; --hidden-size by default."""
+    tie: bool = False
+    """Read out with the embedding transposed, which saves as many parameters as the embedding has."""
     hidden_size: int = 200
     batch_size: int = 20
     learning_rate: float = 5e-3
@@ -35,5 +38,7 @@ def main(config: Config) -> None:
     data = getattr(text, config.text)(config.data_dir, config.download)
     name = "words" if config.text == "ptb" else f"words-{config.text}"
     sizes = {"window": config.window, "embedding_size": config.embedding_size or config.hidden_size}
-    learned = learn_language(name, config, data, PERPLEXITY, quick=10, **sizes)
+    if config.tie and sizes["embedding_size"] != config.hidden_size:
+        raise BadRequest(f"--tie must have --embedding-size = --hidden-size; got {config.embedding_size}.")
+    learned = learn_language(name, config, data, PERPLEXITY, quick=10, tie=config.tie, **sizes)
     finish(learned, PERPLEXITY, {})

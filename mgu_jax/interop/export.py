@@ -56,7 +56,7 @@ def _export(run: Any, params: ModelParams, rows: tuple[Any, ...], others: Any, p
         checks.check_choice("an entry of platforms", platform, ("cpu", "cuda", "rocm", "tpu"))
     like = jax.eval_shape(lambda: params)
     if params.embedding is None:
-        xs = jax.ShapeDtypeStruct((*rows, params.layers[0].W_h.shape[0]), checks.dtype_of(params.W_y))
+        xs = jax.ShapeDtypeStruct((*rows, params.layers[0].W_h.shape[0]), checks.dtype_of(params.b_y))
     else:
         xs = jax.ShapeDtypeStruct(rows, jnp.int32)
     held = {name: jax.ShapeDtypeStruct(a.shape, checks.dtype_of(a)) for name, a in weights(params).items()}
@@ -109,7 +109,7 @@ def stream(model: Model, params: ModelParams, *, platforms: tuple[str, ...] = PL
     check_is_model(model)
     check_model_params(params)
     (batch,) = jax_export.symbolic_shape("B")
-    dtype = checks.dtype_of(params.W_y)
+    dtype = checks.dtype_of(params.b_y)
     states = tuple(jax.ShapeDtypeStruct((batch, layer.b_h.shape[0]), dtype) for layer in params.layers)
 
     def run(params: ModelParams, x: Array, state: tuple[Array, ...], fresh: Array) -> Any:

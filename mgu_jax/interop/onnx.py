@@ -70,7 +70,7 @@ def _check(model: Any, params: Any) -> None:
             "cell must have a reset, tanh or relu, and no layer normalisation to be computed by ONNX's GRU; "
             f"got {cell}."
         )
-    dtype = np.asarray(params.W_y).dtype.name
+    dtype = np.asarray(params.b_y).dtype.name
     checks.check_choice("the dtype of params", dtype, ("float32", "float64"))
     if model.compute_dtype not in (None, dtype):
         raise ValueError(f"compute_dtype must be None: ONNX's GRU has no mixed precision; got {model.compute_dtype!r}.")
@@ -113,7 +113,7 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
     """
     _check(model, params)
     value, graph = onnx.helper.make_tensor_value_info, _Graph()
-    dtype = np.asarray(params.W_y).dtype
+    dtype = np.asarray(params.b_y).dtype
     kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
     if params.embedding is None:
         hs, inputs = "xs", [value("xs", kind, ["T", "B", model.input_size])]
@@ -136,7 +136,7 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
             new, new_end = graph.add("Add", new, hs), graph.add("Add", new_end, end)
         hs, end = new, new_end
     rows = {"all": hs, "last": end}.get(model.readout) or _mean(graph, hs, dtype, lengths)
-    ys = graph.add("Add", graph.add("MatMul", rows, graph.constant(params.W_y)), graph.constant(params.b_y))
+    ys = graph.add("Add", graph.add("MatMul", rows, graph.constant(params.readout)), graph.constant(params.b_y))
     graph.name(ys, "ys")
     outputs = [value("ys", kind, [*(["T"] if model.readout == "all" else []), "B", model.output_size]), *last_states]
     body = onnx.helper.make_graph(graph.nodes, "mgu_jax", inputs + states, outputs, graph.constants)

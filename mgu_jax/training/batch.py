@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 def limits_of(functions: tuple[Loss, ...], params: Any) -> Limits:
     """The limits of a model with these parameters, if these functions measure it."""
-    embedding, W_y = (getattr(getattr(params, name, None), "shape", ()) for name in ("embedding", "W_y"))
+    embedding, W_y = (getattr(getattr(params, name, None), "shape", ()) for name in ("embedding", "readout"))
     labels, numbers = any(map(of_labels, functions)), any(map(of_numbers, functions))
     share = any(called(function) == binary_cross_entropy for function in functions)
     tokens = embedding[-2] if len(embedding) > 1 else None

@@ -36,6 +36,7 @@ MODELS = {
     "much": mgu.Model(9, (H, H), K, mgu.MGU1, embedding_size=D, bidirectional="sum", learned_h0=True, residual=True,
                       readout="last", dropout=0.25, zoneout=0.1, save="states", segment=3, compute_dtype=jnp.bfloat16,
                       precision=jax.lax.Precision.HIGHEST),
+    "tied": mgu.Model(9, (H,), 9, embedding_size=H, tie=True),
     "half": mgu.Model(D, (H,), K, mgu.Cell(layer_norm=True), dtype=jnp.bfloat16, precision="high"),
 }  # fmt: skip
 

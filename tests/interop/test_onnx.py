@@ -25,6 +25,7 @@ MODELS = {
     "relu": mgu.Model(D, (H,), K, mgu.Cell(activation="relu", reset="after")),
     "side by side": mgu.Model(D, (H, H), K, bidirectional="concatenate", residual=True, readout="last"),
     "sum": mgu.Model(D, (H, 7), K, mgu.RESET_AFTER_MGU, bidirectional="sum", readout="mean", learned_h0=True),
+    "tied": mgu.Model(9, (H,), 9, embedding_size=H, tie=True),
     "tokens": mgu.Model(9, (H, H), K, embedding_size=D, residual=True, learned_h0=True, readout="last"),
 }
 

@@ -133,6 +133,7 @@ INIT = [
     (ValueError, {"forget_bias": 1j}, "a number or [64]", "a complex"),
     (ValueError, {"forget_bias": np.zeros(3)}, "a number or [64]", "float64 [3]"),
     (ValueError, {"forget_bias": mgu.chrono(10), "cell": mgu.MGU2}, "a gate with a bias", "gate='h'"),
+    (ValueError, {"forget_bias": mgu.uniform_gate, "cell": mgu.MGU2}, "uniform_gate only for a gate with", "gate='h'"),
     (ValueError, {"initializer": "he"}, INITIALIZERS, "'he'"),
     (TypeError, {"cell": None}, "an mgu_jax.Cell, such as mgu_jax.MGU", "None"),
 ]

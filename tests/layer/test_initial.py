@@ -141,6 +141,18 @@ def test_chrono(cell):
     assert abs(memory.mean() - 50) < 2
 
 
+@pytest.mark.parametrize("cell", [mgu.MGU, mgu.FLAX_MGU])
+def test_uniform_gate(cell):
+    """Without inputs, f is spread evenly between 1/H and 1 - 1/H, for both signs of the update."""
+    f = jax.nn.sigmoid(
+        mgu.init(jax.random.key(0), 3, 5000, cell, forget_bias=mgu.uniform_gate, initializer="uniform").b_f
+    )
+    assert 1 / 5000 < f.min() < 0.002
+    assert 0.998 < f.max() < 1 - 1 / 5000
+    np.testing.assert_allclose(np.quantile(f, (0.25, 0.5, 0.75)), (0.25, 0.5, 0.75), rtol=0, atol=0.02)
+    assert np.isfinite(mgu.init(jax.random.key(0), 3, 1, cell, forget_bias=mgu.uniform_gate).b_f).all()
+
+
 def test_identity_and_recurrent_scale():
     params = mgu.init(jax.random.key(0), 3, 4, initializer="identity", recurrent_scale=0.01)
     np.testing.assert_allclose(params.U_f, 0.01 * np.eye(4), rtol=1e-6)
