@@ -18,6 +18,7 @@ NAMES = {
     "mnist-rows": "tasks.mnist_rows",
     "mnist-pixels": "tasks.mnist_pixels",
     "adding": "tasks.adding",
+    "copy": "tasks.copying",
     "tune": "tasks.tune",
     "words": "tasks.words",
     "chars": "tasks.chars",

@@ -103,9 +103,12 @@ def _numbers(tokens: list[str], symbols: tuple[str, ...]) -> np.ndarray:
     return np.fromiter((number.get(token, unknown) for token in tokens), np.int32, len(tokens))
 
 
-def _cut(tokens: list[str], symbols: tuple[str, ...], sources: dict[str, str]) -> DataSet:
-    """Nine tenths for training, the next twentieth for validation, the last for the test."""
+def _cut(tokens: list[str], symbols: tuple[str, ...], sources: dict[str, str], validate: bool = True) -> DataSet:
+    """Nine tenths for training, the next twentieth for validation, the last for the test; or both for the test."""
     numbers = _numbers(tokens, symbols)
+    if not validate:
+        train, test = np.split(numbers, [len(numbers) * 18 // 20])
+        return DataSet(_stream(train), _stream(test), sources, None, symbols)
     train, valid, test = np.split(numbers, [len(numbers) * 18 // 20, len(numbers) * 19 // 20])
     return DataSet(_stream(train), _stream(test), sources, _stream(valid), symbols)
 
@@ -132,11 +135,12 @@ def kjv(data_dir: Path | None, download: bool = False) -> DataSet:
     return _cut(tokens, symbols, {KJV[0].name: KJV[0].digest})
 
 
-def shakespeare(data_dir: Path | None, download: bool = False) -> DataSet:
-    """Tiny Shakespeare as streams of its 65 characters. Raises BadRequest as ``find`` does."""
+def shakespeare(data_dir: Path | None, download: bool = False, validate: bool = True) -> DataSet:
+    """Tiny Shakespeare as streams of its 65 characters: nine tenths for training, and a twentieth each for validation
+    and test, or without ``validate`` a tenth for the test. Raises BadRequest as ``find`` does."""
     content = find(SHAKESPEARE[0], HOW_SHAKESPEARE, data_dir, download).content.decode()
     symbols = tuple(sorted(set(content)))
-    return _cut(list(content), symbols, {SHAKESPEARE[0].name: SHAKESPEARE[0].digest})
+    return _cut(list(content), symbols, {SHAKESPEARE[0].name: SHAKESPEARE[0].digest}, validate)
 
 
 def words(review: str) -> list[str]:

@@ -44,7 +44,7 @@ class BaselineParams(NamedTuple):
     """The parameters of a model."""
 
     cell: Any  # as Flax has them
-    W_y: Any  # [H, K], or None where the embedding, transposed, reads out
+    W_y: Any  # [H, K]; None where the embedding, transposed, reads out
     b_y: Any  # [K]
     embedding: Any = None  # [V, D]
 
@@ -135,7 +135,9 @@ def baseline(
             count = jnp.full(hs.shape[1:-1], len(hs)) if steps is None else steps
             valid = jnp.arange(len(hs)).reshape(-1, *[1] * count.ndim) < count[None]
             rows = jnp.where(valid[..., None], hs, 0).sum(0) / jnp.maximum(count, 1).astype(hs.dtype)[..., None]
-        ys = rows @ (params.embedding.T if tie else params.W_y) + params.b_y
+        W_y: Any = params.W_y if params.W_y is not None else params.embedding
+        W_y = W_y.T if tie else W_y
+        ys = rows @ W_y + params.b_y
         return (ys, carry) if return_state else ys
 
     def step(params: BaselineParams, x: Array, state: Any = None) -> tuple[Array, Any]:

@@ -1,7 +1,7 @@
 """Language models predict the next token of a stream. Training is truncated BPTT with the state carried along.
 
-The validation part chooses the parameters. The test part is read from its beginning to its end as one sequence, in
-windows of equal length that leave out at most two tokens.
+The validation part chooses the parameters; without one, the last are the result. The test part is read from its
+beginning to its end as one sequence, in windows of equal length that leave out at most two tokens.
 """
 
 import mgu_jax as mgu
@@ -34,8 +34,9 @@ def learn_language(
         tie: whether the embedding reads out as well.
     """
     if config.quick:
+        size = config.batch_size * window
         train, valid, test = (
-            mgu.Stream(part.xs[: config.batch_size * window * n], part.targets[: config.batch_size * window * n])
+            part and mgu.Stream(part.xs[: size * n], part.targets[: size * n])
             for part, n in ((data.train, quick), (data.valid, 2), (data.test, 2))
         )
         data = data._replace(train=train, valid=valid, test=test)

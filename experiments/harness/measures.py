@@ -51,4 +51,4 @@ def table(measure: Measure, result: dict[str, Any]) -> str:
         "frozen seeds": ", ".join(map(str, result["frozen"])),
         "seconds": f"{result['seconds']:.1f} for {result['steps']:,} steps" + (" of all seeds" if seeds > 1 else ""),
     }
-    return "\n".join(["", *(f"  {name:22}{value}" for name, value in rows.items() if value), ""])
+    return "\n".join(["", *(f"  {name:25}{value}" for name, value in rows.items() if value), ""])

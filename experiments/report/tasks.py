@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from experiments.tasks import adding, chars, digits, imdb, mnist_pixels, mnist_rows, vowels, words
+from experiments.tasks import adding, chars, copying, digits, imdb, mnist_pixels, mnist_rows, vowels, words
 
 
 class Experiment(NamedTuple):
@@ -33,6 +33,7 @@ KNOWN: dict[str, Experiment] = {
     "chars": Experiment(chars, "Tiny Shakespeare"),
     "words": Experiment(words, "Penn Treebank"),
     "adding": Experiment(adding, "Adding, 50 to 55 numbers"),
+    "copy": Experiment(copying, "Copy memory"),
     "mnist-pixels": Experiment(mnist_pixels, "MNIST by pixels"),
 }
 # Settings in which runs of one task may differ: what is compared, and how the work was divided.
@@ -40,6 +41,7 @@ COMPARED = ("cell", "match", "forget_bias", "implementation", "initializer", "se
 # How a title names a setting, in this order and before all others.
 PHRASES = {
     "permuted": "permuted",
+    "tie": "tied embedding",
     "hidden_size": "H = {}",
     "steps": "{:,} steps",
     "learning_rate": "learning rate {:g}",
@@ -68,6 +70,10 @@ class Task:
         title = KNOWN[self.name].title
         if (length := settings.pop("length", None)) is not None:
             title = f"Adding, {length:,} numbers"
+        if self.name == "copy":
+            title += f", {settings.pop('delay', KNOWN['copy'].defaults['delay'])} steps between"
+        if settings.pop("split", None) == "nanogpt":
+            title += ", nanoGPT's split"
         if settings.pop("text", None) == "kjv":
             title = "King James Bible"
         if self.name == "words":
@@ -102,7 +108,7 @@ def asked(row: dict[str, Any]) -> dict[str, Any]:
     None means "not asked for": settings that came later are missing in old files, and some cells have no forget bias.
     """
     defaults = KNOWN[name_of(row)].defaults
-    order = dict.fromkeys(["text", "length", *PHRASES, *defaults])
+    order = dict.fromkeys(["text", "split", "length", "delay", *PHRASES, *defaults])
     settings = {name: row["settings"].get(name) for name in order if name in defaults}
     return {name: value for name, value in settings.items() if value is not None and value != defaults[name]}
 

@@ -1,8 +1,12 @@
-"""Predict the next character of tiny Shakespeare, and write some text."""
+"""Predict the next character of tiny Shakespeare, and write some text.
+
+--split nanogpt divides the text as the character model of nanoGPT does, whose small transformer for a CPU reaches 1.88
+nats, 2.71 bits, on its validation part in about 3 minutes.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +34,17 @@ class Config(Training):
     epochs: int = 15
     temperature: float = 0.8
     """Of the sampled text: below 1, likely characters become likelier."""
+    split: Literal["nanogpt"] | None = None
+    """nanogpt trains on nine tenths and tests the last step on the others. By default a twentieth chooses the step, and
+    the last twentieth is the test."""
     characters: int = 500
     """Length of the text that each seed writes."""
 
 
 def main(config: Config) -> None:
     """Train on nine tenths, choose the step by a twentieth, test on the last twentieth; then write text."""
-    data = text.shakespeare(config.data_dir, config.download)
-    sizes = {"window": config.window, "embedding_size": config.embedding_size}
+    data = text.shakespeare(config.data_dir, config.download, validate=config.split is None)
+    sizes: dict[str, Any] = {"window": config.window, "embedding_size": config.embedding_size}
     learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
     samples, first = [], jnp.array([data.symbols.index("\n")])
     for seed, params in zip(learned.result["seeds"], learned.params, strict=True):

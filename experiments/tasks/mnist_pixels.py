@@ -6,6 +6,7 @@ References: the paper's MGU 84.25 %; JANET 99.0 %, and 92.5 % permuted (van der 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from experiments.datasets import data
 from experiments.datasets.published import DataSet
 from experiments.harness.classify import classify, steps_of
 from experiments.harness.learn import ForgetBias, Training
-from mgu_jax.training.data import Data
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def pixels(mnist: DataSet, permuted: bool, every: int = 1) -> DataSet:
     count = mnist.train.xs[0].size
     order = np.random.default_rng(0).permutation(count) if permuted else np.arange(count)
 
-    def part(images: Data) -> Data:
-        return images._replace(xs=images.xs.reshape(-1, count)[:, order[::every], None])
+    def part(images: Any) -> Any:
+        return images and images._replace(xs=images.xs.reshape(-1, count)[:, order[::every], None])
 
     return mnist._replace(train=part(mnist.train), test=part(mnist.test))
 

@@ -63,7 +63,7 @@ class Starts:
         return "last"
 
 
-def model_of(config: Config, steps: int) -> tuple[Starts, tuple[Any, ...]]:
+def model_of(config: Config, steps: int) -> tuple[Any, tuple[Any, ...]]:
     """The model, and its starts."""
     starts = STARTS if config.cell in cells.FAMILY else FLAX_STARTS
     models, biases = [], []
@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     recipe = mgu.Recipe(model, schedule="cosine", total_steps=rungs[-1], batch_size=config.batch_size)
     per_call = max(1, rungs[0] // 5)
     validation = mgu.Validation(valid, (mgu.losses.accuracy,), every=5, batch_size=500)
-    run = Run("tune", config, mnist.sources, {"rungs": rungs, "held_out": HELD_OUT})
+    run = Run("tune", config, mnist.sources, {"rungs": [*rungs], "held_out": HELD_OUT})
     rows = [
         {"learning_rate": float(rate), "forget_bias": starts[int(place)][0], "initializer": starts[int(place)][1]}
         for rate, place in zip(hyper.learning_rate, hyper.forget_bias, strict=True)
@@ -121,7 +121,7 @@ def main(config: Config) -> None:
     for line in run.metrics():
         if "accuracy" in line:
             rows[int(line["setting"])]["accuracy"][str(line["step"])] = line["accuracy"]
-    rows.sort(key=lambda row: (-max(map(int, row["accuracy"])), -max(row["accuracy"].values())))
+    rows.sort(key=lambda row: max((int(step), score) for step, score in row["accuracy"].items()), reverse=True)
     run.finish({"cell": config.cell, "permuted": config.permuted, "rungs": rungs, "settings": rows})
     for row in rows:
         step, score = max((int(step), score) for step, score in row["accuracy"].items())

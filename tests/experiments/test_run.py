@@ -54,7 +54,7 @@ IMPOSSIBLE = [
     (["benchmark", "--seed", "3"], "--seed", "has no meaning for benchmark", ""),
     (["vowels", "--dropout", "1"], "--dropout", "a number in [0, 1)", "1.0"),
     (["vowels", "--weight-decay", "-1"], "--weight-decay", "a number of at least 0", "-1.0"),
-    (["vowels", "--forget-bias", "nan"], "--forget-bias", "a number or chrono", "nan"),
+    (["vowels", "--forget-bias", "nan"], "--forget-bias", "a number, chrono or uniform", "nan"),
     (["adding", "--length", "1"], "--length", "at least 2", "1"),
     (["adding", "--cell", "gru", "--implementation", "manual"], "--implementation", "our own cells", "--cell gru"),
     (["adding", "--cell", "gru", "--initializer", "lecun"], "--initializer", "our own cells", "--cell gru"),

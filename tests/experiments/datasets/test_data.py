@@ -298,6 +298,9 @@ def test_verses_and_characters(monkeypatch, tmp_path):
     shakespeare = text.shakespeare(tmp_path)
     assert shakespeare.symbols == ("a", "b")
     assert [len(part.xs) for part in (shakespeare.train, shakespeare.valid, shakespeare.test)] == [179, 9, 9]
+    train, test, _, valid, _ = text.shakespeare(tmp_path, validate=False)
+    assert (len(train.xs), len(test.xs), valid) == (179, 19, None)
+    assert test.targets.tolist() == [*[1, 0] * 9, 1]
 
 
 def test_reviews_are_the_same_from_both_files(monkeypatch, tmp_path):

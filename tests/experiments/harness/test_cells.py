@@ -45,6 +45,16 @@ def by_hand(name, params, xs):
     return np.stack(hs)
 
 
+def test_a_tied_baseline_reads_out_with_its_embedding():
+    tied = baseline("gru", 7, H, 7, embedding_size=H, tie=True)
+    params = tied.init(jax.random.key(0))
+    apart = baseline("gru", 7, H, 7, embedding_size=H)
+    tokens = jax.random.randint(jax.random.key(1), (T, B), 0, 7)
+    assert params.W_y is None
+    whole = params._replace(W_y=params.embedding.T)
+    np.testing.assert_allclose(tied.apply(params, tokens), apart.apply(whole, tokens), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", baselines.CELLS)
 def test_a_baseline_computes_flaxs_equations(name):
     """All readouts, lengths, a carried state and single steps, against the equations."""

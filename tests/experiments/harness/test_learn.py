@@ -11,7 +11,7 @@ from experiments.datasets import text
 from experiments.datasets.published import DataSet
 from experiments.harness import cells, measures
 from experiments.harness import learn as learning
-from experiments.tasks import adding, mnist_pixels
+from experiments.tasks import adding, copying, mnist_pixels, tune
 from mgu_jax.interop import pretrained
 from tests.experiments.common import drop_newest_checkpoint, is_png, lines, refuses, result, run
 
@@ -59,6 +59,20 @@ def test_seeds_trained_together_equal_separate_runs(tmp_path, capsys):
     assert one["squared_error"] == pytest.approx(each[1], rel=1e-4)
 
 
+def test_copy_asks_for_the_ten_symbols_after_the_delay():
+    made = copying.sequences(np.random.default_rng(0), 300, 7)
+    assert made.xs.shape == (300, 27, 10)
+    assert (made.xs.sum(-1) == 1).all()
+    tokens = made.xs.argmax(-1)
+    assert (tokens[:, :10] < 8).all()
+    assert np.bincount(tokens[:, :10].ravel()).min() > 300
+    assert (tokens[:, 10:16] == 8).all()
+    assert (tokens[:, 16] == 9).all()
+    assert (tokens[:, 17:] == 8).all()
+    np.testing.assert_array_equal(made.targets[:, 17:], tokens[:, :10])
+    np.testing.assert_array_equal(made.weights.sum(0), [0] * 17 + [300] * 10)
+
+
 def alphabet(symbols="abcd", repeats=(200, 40, 60)):
     """A text that repeats its letters in order, as streams."""
     parts = [np.tile(np.arange(len(symbols), dtype=np.int32), n) for n in repeats]
@@ -73,7 +87,7 @@ CHARS += ["--steps", 96, "--learning-rate", 0.02, "--dropout", 0.1, "--temperatu
 @pytest.mark.slow
 def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
     """A model learns the letters in order; a run killed before its end resumes to the same bits."""
-    monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
+    monkeypatch.setattr(text, "shakespeare", lambda *_, **__: alphabet("\nabc"))
     assert run(*CHARS, "--out", tmp_path / "run") == 0
     whole = result(tmp_path / "run")
     assert whole["bits_per_character"] < 0.1
@@ -93,16 +107,30 @@ def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
     assert again["resumed_from"] == step
 
 
+def test_chars_in_two_parts_have_no_validation(tmp_path, monkeypatch):
+    asked = {}
+
+    def two(*_, validate):
+        asked["validate"] = validate
+        return alphabet("\nabc")._replace(valid=None)
+
+    monkeypatch.setattr(text, "shakespeare", two)
+    assert run(*CHARS, "--quick", "--split", "nanogpt", "--forget-bias", "uniform", "--out", tmp_path / "run") == 0
+    assert asked == {"validate": False}
+    assert "best_step" not in result(tmp_path / "run")
+    assert {row["split"] for row in lines(tmp_path / "run")} == {"train", "test"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--cell", "gru", "--match", "mgu"], ["--forget-bias", "chrono"]])
 def test_every_model_of_characters_writes(flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
+    monkeypatch.setattr(text, "shakespeare", lambda *_, **__: alphabet("\nabc"))
     assert run(*CHARS, *flags, "--out", tmp_path / "run") == 0
     assert "abc\nabc\nabc" in result(tmp_path / "run")["samples"][0]
 
 
 def test_a_batch_too_large_for_a_stream_is_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(text, "shakespeare", lambda *_: alphabet("\nabc"))
+    monkeypatch.setattr(text, "shakespeare", lambda *_, **__: alphabet("\nabc"))
     flags = ["chars", "--window", 8, "--batch-size", 50, "--out", tmp_path / "run"]
     refuses(capsys, flags, "--batch-size", "a window of 8 of 159 tokens", "50")
     assert not (tmp_path / "run").exists()
@@ -195,6 +223,30 @@ def test_a_window_drops_at_most_two_steps_of_a_test_text():
 def test_a_missing_data_set_is_one_sentence(name, tmp_path, capsys):
     refuses(capsys, [name, "--out", tmp_path / "run"], "is in none of the folders", "--data-dir or MGU_JAX_DATA")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cell", ["mgu", pytest.param("gru", marks=pytest.mark.slow)])
+def test_tune_halves_the_settings_without_the_test_images(cell, tmp_path, monkeypatch, capsys):
+    """Images of one bright row, whose class is the row; three rungs, and a resumed run repeats the same bits."""
+    xs = np.zeros((60, 28, 28), np.float32)
+    targets = np.arange(60, dtype=np.int32) % 10
+    xs[np.arange(60), 2 * targets] = 1
+    images = mgu.Data(xs, targets)
+    monkeypatch.setattr(tune.data, "mnist", lambda *_: DataSet(images, None, {}))
+    monkeypatch.setattr(tune, "HELD_OUT", 20)
+    monkeypatch.setattr(tune, "RATES", (0.01, 0.02))
+    monkeypatch.setattr(tune, "STARTS", tune.STARTS[1:3])
+    flags = ["tune", "--quick", "--cell", cell, "--hidden-size", 5, "--batch-size", 10, "--out", tmp_path / "run"]
+    assert run(*flags) == 0
+    whole = result(tmp_path / "run")
+    reached = [max(map(int, row["accuracy"])) for row in whole["settings"]]
+    assert sorted(reached) == ([10] * 4 + [20] * 2 + [40] * 2 if cell == "gru" else [10] * 2 + [20] + [40])
+    assert all("40" in row["accuracy"] for row in whole["settings"][: reached.count(40)])
+    step = drop_newest_checkpoint(tmp_path / "run")
+    capsys.readouterr()
+    assert run(*flags, "--resume") == 0
+    assert result(tmp_path / "run")["settings"] == whole["settings"]
+    assert step < 40
 
 
 REAL = os.environ.get("MGU_JAX_DATA")

@@ -17,7 +17,7 @@ MNIST = os.environ.get("MGU_JAX_DATA")
 def test_digits(tmp_path, capsys):
     assert run("digits", "--quick", "--out", tmp_path / "a") == 0
     text = capsys.readouterr().out
-    assert "recurrent parameters  MGU 35,072   GRU 52,608   LSTM 70,144" in text
+    assert "recurrent parameters     MGU 35,072   GRU 52,608   LSTM 70,144" in text
     config, made = json.loads((tmp_path / "a" / "config.json").read_text()), result(tmp_path / "a")
     assert config["settings"]["quick"] is True
     assert config["versions"]["jax"] == jax.__version__
