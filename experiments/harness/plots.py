@@ -273,3 +273,33 @@ def memory_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     labels = [*labels, "before training", "after"]
     figure.legend(shown, labels, loc="outside lower center", ncols=5, frameon=False)
     save(figure, path, digest_of(rows))
+
+
+# The agents of rl: colour and title.
+AGENTS = {"mgu": ORANGE, "gru": BLUE, "flax-mgu": CELLS["linen-mgu"][0], "feed-forward": "#666666"}
+
+
+def returns(path: Path, rows: list[dict[str, Any]], label: Any) -> None:
+    """The return during training, one panel per task: mean and range of the seeds; dashed at equal parameter count."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    columns = min(2, len(tasks))
+    shape = (-(-len(tasks) // columns), columns)
+    figure, panels = figure_of(*shape, figsize=(WIDTH, 2.2 * shape[0] + 0.4), squeeze=False)
+    known: dict[str, Any] = {}
+    for axes, task in zip(panels.flat, tasks, strict=False):
+        for row in (row for row in rows if row["task"] == task):
+            steps, each = np.array(row["curve"]["steps"]), np.array(row["curve"]["return_per_seed"], float)
+            there = np.isfinite(each).any(0)
+            steps, each = steps[there], each[:, there]
+            colour, style = AGENTS[row["agent"]], "dashed" if row["match"] else "solid"
+            (line,) = axes.plot(steps, np.nanmean(each, 0), color=colour, linestyle=style, linewidth=1.2)
+            known.setdefault(label(row), line)
+            if not row["match"]:
+                axes.fill_between(steps, np.nanmin(each, 0), np.nanmax(each, 0), color=colour, alpha=0.15, linewidth=0)
+            axes.set(title=row["title"])
+        axes.set(xlabel="steps of all environments", ylabel="return")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in list(panels.flat)[len(tasks) :]:
+        axes.set_visible(False)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path, digest_of(rows))

@@ -16,9 +16,9 @@ from typing import Any, get_args
 from experiments.harness import cells, measures, plots
 from experiments.report import questions, tasks
 from experiments.run import BadRequest
-from experiments.speed import features, jacobians, overhead, tables
+from experiments.speed import agents, features, jacobians, overhead, tables
 from experiments.speed import plots as speed_plots
-from experiments.tasks import memory
+from experiments.tasks import memory, rl, rl_tuning
 
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
 TASKS_PAGE = "results/README.md"
@@ -110,6 +110,9 @@ def tables_of(folder: Path) -> dict[str, str]:
         made["training"] = "\n".join(overhead.table(rows))
     if rows := _result(folder, "memory").get("rows"):
         made["memory"] = memory.table(rows)
+    for name, module in {"rl": rl, "rl-tuning": rl_tuning, "rl-speed": agents}.items():
+        if rows := _result(folder, name).get("rows"):
+            made[name] = module.table(rows)
     if rows := _result(folder, "jacobians").get("rows"):
         made["jacobians"] = jacobians.table(rows)
     if result := _result(folder, "features"):
@@ -168,6 +171,9 @@ def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], Any]]]:
     if rows := _result(folder, "memory").get("rows"):
         path = folder / "results" / "memory.png"
         yield path, plots.digest_of(rows), lambda path=path, rows=rows: plots.memory_curves(path, rows)
+    if rows := _result(folder, "rl").get("rows"):
+        path = folder / "results" / "rl.png"
+        yield path, plots.digest_of(rows), lambda path=path, rows=rows: plots.returns(path, rows, rl.label)
     if rows := _result(folder, "benchmark").get("rows"):
         for name, function in speed_plots.PICTURES.items():
             path = folder / "results" / f"benchmark_{name}.png"
