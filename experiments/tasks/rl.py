@@ -10,7 +10,7 @@ import json
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -103,15 +103,19 @@ def width_of(agent: str, world: Environment, wanted: int) -> int:
     return min((max(1, above - 1), above), key=lambda width: abs(count(width) - wanted))
 
 
-def parts(config: Config) -> Iterator[Part]:
-    """What the flags ask for, task by task, equal widths first."""
+def parts(config: Config) -> list[Part]:
+    """What the flags ask for: the longest task last, and in the others equal widths first."""
+    found = []
     for task in dict.fromkeys(config.tasks):
         agents, world = dict.fromkeys(config.agents), TASKS[task].world()
-        yield from (Part(task, agent, config.hidden_size, None) for agent in agents)
+        found += [Part(task, agent, config.hidden_size, None) for agent in agents]
         wanted = parameters("mgu", world, config.hidden_size)["all"]
         for agent in agents if config.equal_parameters else ():
             if agent in ("gru", "feed-forward"):  # Flax's MGU has only H parameters more than ours
-                yield Part(task, agent, width_of(agent, world, wanted), "mgu")
+                found.append(Part(task, agent, width_of(agent, world, wanted), "mgu"))
+    return sorted(
+        found, key=lambda part: (part.task == "memory-128", part.match is not None, list(TITLES).index(part.agent))
+    )
 
 
 class Learned(NamedTuple):
@@ -193,7 +197,7 @@ def main(config: Config) -> None:
         raise BadRequest("--steps has no meaning for rl; --updates is the number of updates.")
     if config.quick:
         config = dataclasses.replace(config, updates=config.updates or 2, seeds=min(2, config.seeds), hidden_size=8)
-    chosen = list(parts(config))
+    chosen = parts(config)
     if not chosen:
         raise BadRequest("--tasks and --agents must name at least one each; got none.")
     run = Run("rl", config, {})
