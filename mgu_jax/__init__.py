@@ -15,10 +15,11 @@ from mgu_jax.layer.family import (
     Cell,
 )
 from mgu_jax.layer.initial import chrono, init, uniform_gate
+from mgu_jax.layer.newton import Convergence
 from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
 from mgu_jax.model import Model, ModelParams, State, detach
-from mgu_jax.sequence import scan, which
+from mgu_jax.sequence import convergence, scan, which
 from mgu_jax.training import losses
 from mgu_jax.training.by_length import by_length
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
@@ -50,6 +51,7 @@ __all__ = [
     "Cell",
     "Checkpoints",
     "Comparison",
+    "Convergence",
     "Damaged",
     "Data",
     "GradientReport",
@@ -72,6 +74,7 @@ __all__ = [
     "by_length",
     "check_gradients",
     "chrono",
+    "convergence",
     "count",
     "detach",
     "draw",

@@ -143,7 +143,8 @@ class Model:
                     f"got {checks.describe(rate)}."
                 )
         self._check_tie()
-        self.execution.check(self.cell)
+        for size in self.hidden_sizes:
+            self.execution.check(self.cell, size, self.dtype)
         # NumPy's numbers become Python's, because files store a model as JSON.
         for name in ("input_size", "output_size", "embedding_size", "segment"):
             self._set(name, None if getattr(self, name) is None else int(getattr(self, name)))

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from mgu_jax import checks
 from mgu_jax.kernels import gpu
-from mgu_jax.layer import mesh
+from mgu_jax.layer import mesh, newton
 from mgu_jax.layer.bptt import Marks, Plan, assert_shapes, bptt, state_before
 from mgu_jax.layer.cell import advance, prepare, project
 from mgu_jax.layer.family import MGU, Cell, check_cell
@@ -70,8 +70,33 @@ def _mosaic_gpu(
     return _manual(replace(plan, loops=gpu.LOOPS), params, xs, h0, h_reset, marks)
 
 
+def _parallel(
+    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
+) -> tuple[Array, Array]:
+    if plan.cell.linear:
+        return parallel(plan, params, xs, h0, h_reset, marks)
+    return _manual(_in_segments(replace(plan, loops=newton.LOOPS), xs, h0), params, xs, h0, h_reset, marks)
+
+
+def _in_segments(plan: Plan, xs: Array, h0: Array) -> Plan:
+    """The plan of "parallel" with a known number of steps in a segment."""
+    return replace(plan, segment=plan.segment or newton.length(plan, xs, h0))
+
+
+def _parallel_backward(
+    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
+) -> tuple[Array, Array]:
+    return _manual(replace(plan, loops=newton.LOOP_FORWARD), params, xs, h0, h_reset, marks)
+
+
 # Each takes (plan, params, xs, h0, h_reset, marks) as ``definition`` does, and has to equal it.
-IMPLEMENTATIONS = {"manual": _manual, "autodiff": definition, "parallel": parallel, "mosaic_gpu": _mosaic_gpu}
+IMPLEMENTATIONS = {
+    "manual": _manual,
+    "autodiff": definition,
+    "parallel": _parallel,
+    "parallel_backward": _parallel_backward,
+    "mosaic_gpu": _mosaic_gpu,
+}
 
 
 @dataclass(frozen=True)
@@ -97,13 +122,16 @@ class Execution:
         checks.check_choice("save", self.save, SAVE)
         if self.segment is not None:
             checks.check_size("segment", self.segment)
-        by_hand = self.implementation in (None, "manual", "mosaic_gpu")
-        if not by_hand and (self.save != "gates" or self.segment is not None):
-            raise ValueError(
-                f"save and segment must be left out with implementation {self.implementation!r} (only 'manual' and "
-                f"'mosaic_gpu' use them); got {self.save!r} and {self.segment!r}."
-            )
+        if self.implementation == "autodiff":
+            self._refuse_segments("'autodiff' (others, such as 'manual', use them)")
         object.__setattr__(self, "compute_dtype", self.product.compute_dtype)
+
+    def _refuse_segments(self, where: str) -> None:
+        if self.save != "gates" or self.segment is not None:
+            raise ValueError(
+                f"save and segment must be left out with implementation {where}; got {self.save!r} and "
+                f"{self.segment!r}."
+            )
 
     def chosen(self, cell: Cell, params: Params, xs: Array) -> str:
         """The name of the implementation that runs: the one that is named or, for ``None``, the fastest that can serve.
@@ -126,13 +154,14 @@ class Execution:
         """How rows and weights are multiplied."""
         return Products(self.precision, checks.dtype_name("compute_dtype", self.compute_dtype))
 
-    def check(self, cell: Cell) -> None:
-        """Raise ValueError, with the reason, if the implementation cannot serve the cell."""
-        if self.implementation == "parallel" and not cell.linear:
-            raise ValueError(
-                "implementation 'parallel' needs a cell whose gate and candidate do not see the state, such as "
-                f"MIN_GRU; got gate={cell.gate!r}, candidate={cell.candidate!r}."
-            )
+    def check(self, cell: Cell, hidden_size: int, dtype: Any) -> None:
+        """Raise ValueError, with the reason, if the implementation cannot serve a layer of the cell."""
+        if self.implementation == "parallel" and cell.linear:
+            self._refuse_segments("'parallel' for a cell that is linear in the state")
+        elif self.implementation in ("parallel", "parallel_backward"):
+            why = newton.refusal(cell, hidden_size, dtype, self.implementation == "parallel")
+            if why:
+                raise ValueError(f"implementation {self.implementation!r} {why}.")
 
     def plan(self, cell: Cell, reverse: bool) -> Plan:
         """The static part of a run with these options."""
@@ -184,16 +213,24 @@ def scan(
         time_axis: the axis of time in xs, mask, resets and hs; 1 where the batch comes first, as in xs [B, T, D]. The
             loop needs time first, so another axis costs a copy of xs and of hs, and of their gradients.
         implementation: "manual" (the hand-written backward pass of ``layer.bptt``; reverse mode only), "autodiff" (the
-            definition, differentiated by JAX in any mode; slower), "parallel" (all steps at once, for members that are
-            linear in the state, such as MIN_GRU) or "mosaic_gpu" ("manual" with its two loops as one kernel each, for
-            float32 layers of up to 192 units on a Hopper GPU; not yet run on one). ``None`` takes "mosaic_gpu" where it
-            can serve, and "manual" elsewhere; ``which`` says which.
-        save: what "manual" and "mosaic_gpu" keep for the backward pass: "gates" (all states and gates; fastest except
-            for very long T), "states" (all states; the gates are computed again) or "segments" (one state per segment;
+            definition, differentiated by JAX in any mode; slower), "parallel" (all steps of a segment at once),
+            "parallel_backward" ("manual" without a loop in the backward pass, for diagonal recurrences) or "mosaic_gpu"
+            ("manual" with its two loops as one kernel each, for float32 layers of up to 192 units on a Hopper GPU; not
+            yet run on one). ``None`` takes "mosaic_gpu" where it can serve, and "manual" elsewhere; ``which`` says
+            which.
+
+            "parallel" is exact without iterations for members that are linear in the state, such as MIN_GRU. For
+            others, in float32 and float64, with a diagonal recurrence or up to 32 units, Newton's method finds the
+            states (``layer.newton``). If it does not converge in a segment, as where the layer is chaotic, the loop
+            computes this segment, so the numbers are those of the loop in any case; ``convergence`` says what happened.
+            Under ``vmap``, the loop computes a segment for all members if one needs it. On CPUs it is slower than
+            "manual".
+        save: what all but "autodiff" keep for the backward pass: "gates" (all states and gates; fastest except for very
+            long T), "states" (all states; the gates are computed again) or "segments" (one state per segment;
             everything else is computed again, and memory grows with the square root of T if the loss uses h_last
             alone).
-        segment: the number of steps for which these two compute input products and weight gradients at once. ``None``
-            chooses by T, B, H and the backend.
+        segment: the number of steps for which these compute input products and weight gradients at once, and for
+            "parallel" the number of states that it finds at once. ``None`` chooses by T, B, H and the backend.
         precision: of all products, forward and backward: "default", "high", "highest", a ``jax.lax.Precision`` or a
             ``jax.lax.DotAlgorithmPreset``.
         compute_dtype: a dtype such as ``jnp.bfloat16`` to which the operands of all products are rounded, forward and
@@ -254,19 +291,57 @@ def which(
     """
     execution = Execution(implementation, precision=precision, compute_dtype=compute_dtype)
     check_cell(cell)
-    execution.check(cell)
-    check_params(params, cell)
+    _, H = check_params(params, cell)
+    execution.check(cell, H, checks.dtype_of(params.W_h))
     check_features("xs", xs, "T, ..., ", params, "W_h")
     return execution.chosen(cell, params, xs)
 
 
-def run(
+def convergence(params: Params, xs: Array, h0: Array | None = None, **options: Any) -> newton.Convergence:
+    """How Newton's method ends if ``scan`` runs with the same arguments and implementation "parallel".
+
+    A ``Convergence`` of arrays with one entry per segment: iterations, the last correction, the residual, and whether
+    the loop computed the segment instead. It costs as much as the forward pass.
+
+    Args:
+        params, xs, h0, options: as in ``scan``, without implementation.
+
+    Raises:
+        TypeError: an option that ``scan`` lacks, or implementation; or as in ``scan``.
+        ValueError: a cell that is linear in the state, for which nothing is iterated; or as in ``scan``.
+    """
+    for name in options:
+        if name == "implementation" or name not in (scan.__kwdefaults__ or {}):
+            raise TypeError(f"options must be keywords of scan, without implementation; got {name!r}.")
+    names = Execution.__dataclass_fields__.keys() - {"implementation"}
+    execution = Execution("parallel", **{name: options.pop(name) for name in names & options.keys()})
+    plan, _, arguments, _ = _checked(params, xs, h0, execution=execution, **options)
+    if plan.cell.linear:
+        raise ValueError(
+            f"cell must not be linear in the state, since 'parallel' then iterates nothing; got {plan.cell}."
+        )
+
+    def report(*arguments: Any) -> newton.Convergence:
+        arguments, _ = _one_batch_axis(*arguments)
+        return newton.report(_in_segments(plan, *arguments[1:3]), *arguments)
+
+    return mesh.automatic(report, arguments, lambda *_: PartitionSpec())
+
+
+def run(*arguments: Any, **options: Any) -> tuple[Array, Array]:
+    """hs and h_last, as ``scan`` returns them, with the options of execution as one value."""
+    plan, implementation, arguments, time_axis = _checked(*arguments, **options)
+    hs, h_last = mesh.automatic(partial(_run, plan, IMPLEMENTATIONS[implementation]), arguments, _placed)
+    return (hs if time_axis == 0 else jnp.moveaxis(hs, 0, time_axis)), h_last
+
+
+def _checked(
     params: Params,
     xs: Array,
     h0: Array | None,
     *,
-    cell: Cell,
     execution: Execution,
+    cell: Cell = MGU,
     lengths: Array | None = None,
     mask: Array | None = None,
     resets: Array | None = None,
@@ -277,12 +352,13 @@ def run(
     recurrent_dropout: Rate = 0.0,
     zoneout: Rate = 0.0,
     dropconnect: Rate = 0.0,
-) -> tuple[Array, Array]:
-    """hs and h_last, as ``scan`` returns them, with the options of execution as one value."""
+) -> tuple[Plan, str, tuple[Any, ...], int]:
+    """The plan, the name of the implementation, the arguments of ``_run`` with time in front, and where time was."""
     check_cell(cell)
-    execution.check(cell)
     checks.check_choice("reverse", reverse, (False, True))
     _, H = check_params(params, cell)
+    dtype = checks.dtype_of(params.W_h)
+    execution.check(cell, H, dtype)
     in_front = isinstance(time_axis, int) and time_axis == 0
     check_features("xs", xs, "T, ..., " if in_front else "..., ", params, "W_h")
     if in_front:
@@ -291,9 +367,8 @@ def run(
         xs, mask, resets = time_first(time_axis, xs, xs.ndim - 1, mask=mask, resets=resets)
     T, *batch, _ = xs.shape
     implementation = execution.chosen(cell, params, xs)
-    if implementation == "parallel" and not is_known(T):
-        raise ValueError(f"implementation 'parallel' needs a known number of steps; got {T}.")
-    dtype = checks.dtype_of(params.W_h)
+    if implementation.startswith("parallel") and not is_known(T):
+        raise ValueError(f"implementation {implementation!r} needs a known number of steps; got {T}.")
     if h0 is None:
         h0 = jnp.zeros((*batch, H), dtype)
     check_state("h0", h0, tuple(batch), params)
@@ -309,15 +384,11 @@ def run(
         checks.check_rate(name, rate)
     if key is not None:
         checks.check_key("key", key)
-
-    plan, arguments = execution.plan(cell, reverse), (params, xs, h0, lengths, mask, resets, reset_to, key, rates)
-    hs, h_last = mesh.automatic(partial(_run, plan, IMPLEMENTATIONS[implementation]), arguments, _placed)
-    return (hs if in_front else jnp.moveaxis(hs, 0, time_axis)), h_last
+    arguments = (params, xs, h0, lengths, mask, resets, reset_to, key, rates)
+    return execution.plan(cell, reverse), implementation, arguments, time_axis
 
 
-def _run(
-    plan: Plan,
-    implementation: Callable[..., tuple[Array, Array]],
+def _one_batch_axis(
     params: Params,
     xs: Array,
     h0: Array,
@@ -327,10 +398,10 @@ def _run(
     reset_to: Array | None,
     key: Array | None,
     rates: Rates,
-) -> tuple[Array, Array]:
-    """hs [T, ..., H] and h_last [..., H] from arguments that are checked."""
+) -> tuple[tuple[Params, Array, Array, Array | None, Marks], Array | None]:
+    """The arguments of an implementation, and bool [T, B, 1]: which steps are valid, or ``None`` if all are."""
     (T, *batch, D), H, dtype = xs.shape, h0.shape[-1], checks.dtype_of(params.W_h)
-    B = math.prod(batch)  # the implementations have one batch axis
+    B = math.prod(batch)
     xs, h0 = jnp.reshape(xs, (T, B, D)), jnp.reshape(h0, (B, H))
     h_reset = None if resets is None else h0 if reset_to is None else jnp.reshape(reset_to, (B, H))
     reset = None if resets is None else jnp.reshape(resets, (T, B, 1))
@@ -344,8 +415,14 @@ def _run(
     if valid is not None:
         xs = jnp.where(valid, xs, 0)  # padding may hold NaN, and 0 * NaN is NaN
         alpha = valid.astype(dtype) if alpha is None else jnp.where(valid, alpha, 0)
+    return mesh.vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, dropped))), valid
 
-    hs, h_last = implementation(plan, *mesh.vary_alike((params, xs, h0, h_reset, Marks(alpha, reset, dropped))))
+
+def _run(plan: Plan, implementation: Callable[..., tuple[Array, Array]], *arguments: Any) -> tuple[Array, Array]:
+    """hs [T, ..., H] and h_last [..., H] from arguments that are checked."""
+    T, (*batch, H) = arguments[1].shape[0], arguments[2].shape
+    prepared, valid = _one_batch_axis(*arguments)
+    hs, h_last = implementation(plan, *prepared)
     if valid is not None:
         hs = jnp.where(valid, hs, 0)
     return jnp.reshape(hs, (T, *batch, H)), jnp.reshape(h_last, (*batch, H))

@@ -46,7 +46,7 @@ CELLS = NAMED | OTHERS
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 # (implementation, name of a cell), for all cells that the implementation can serve
 EVERYWHERE = [name for name in IMPLEMENTATIONS if name != "mosaic_gpu"]  # tests/kernels judges the kernel
-PAIRS = [(i, name) for name, cell in CELLS.items() for i in EVERYWHERE if i != "parallel" or cell.linear]
+PAIRS = [(i, name) for name, cell in CELLS.items() for i in EVERYWHERE if i != "parallel_backward" or cell.elementwise]
 OTHER_PAIRS = [pair for pair in PAIRS if pair[1] in OTHERS]
 
 KEY = jax.random.key(7)

@@ -15,9 +15,8 @@ from experiments.speed.tables import Times
 from tests.processes import run_together
 
 ROOT = Path(__file__).parent.parent
-PAGES = {
-    name: (ROOT / name).read_text() for name in ("README.md", "mgu_jax/training/README.md", "mgu_jax/kernels/README.md")
-}
+NAMES_OF_PAGES = ("README.md", *(f"mgu_jax/{room}/README.md" for room in ("layer", "training", "kernels")))
+PAGES = {name: (ROOT / name).read_text() for name in NAMES_OF_PAGES}
 README = PAGES["README.md"]
 RESULTS = ROOT / "experiments" / "results"
 

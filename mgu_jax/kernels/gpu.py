@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mgu_jax.kernels.mosaic import Places, Steps, Tuning, Warpgroup, fitted, is_interpreted, launch, padded
-from mgu_jax.layer.bptt import Loops, Plan, backward_loop, forward_loop
+from mgu_jax.layer.bptt import Loops, Plan, backward_loop, forward_loop, with_derivative_of
 from mgu_jax.layer.cell import Gates, InputTerms, StepWeights, add, masked, scaled, share
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.products import Products, like
@@ -315,9 +315,8 @@ def _backward_kernel(
 
 
 def _as_loop(kernel: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel as a loop of ``layer.bptt``. Its derivative, which second derivatives need, is that of the loop."""
+    """The kernel as a loop of ``layer.bptt``."""
 
-    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def loop(plan: Plan, *arguments: Any) -> Any:
         on_gpu = functools.partial(kernel, plan)
         if any(0 in leaf.shape for leaf in jax.tree.leaves(arguments)):
@@ -327,12 +326,7 @@ def _as_loop(kernel: Callable[..., Any], definition: Callable[..., Any]) -> Call
         # The machine may have more than its GPU, and only the compiler knows for which part it compiles.
         return lax.platform_dependent(*arguments, cuda=on_gpu, default=functools.partial(definition, plan))
 
-    @loop.defjvp
-    def _(plan: Plan, primals: Any, tangents: Any) -> Any:
-        _, derivative = jax.jvp(functools.partial(definition, plan), primals, tangents)
-        return loop(plan, *primals), derivative
-
-    return loop
+    return with_derivative_of(definition, loop)
 
 
 LOOPS = Loops(_as_loop(_forward_kernel, forward_loop), _as_loop(_backward_kernel, backward_loop))

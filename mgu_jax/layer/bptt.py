@@ -69,6 +69,21 @@ class Loops(NamedTuple):
     backward: Callable[..., Any]
 
 
+def with_derivative_of(definition: Callable[..., Any], loop: Callable[..., Any]) -> Callable[..., Any]:
+    """``loop(plan, *arguments)``, whose derivative, which second derivatives need, is that of ``definition``."""
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def run(plan: Any, *arguments: Any) -> Any:
+        return loop(plan, *arguments)
+
+    @run.defjvp
+    def _(plan: Any, primals: Any, tangents: Any) -> Any:
+        _, derivative = jax.jvp(partial(definition, plan), primals, tangents)
+        return run(plan, *primals), derivative
+
+    return run
+
+
 @dataclass(frozen=True)
 class Plan:
     """The static part of a run over time."""
@@ -240,7 +255,7 @@ def _backward(
         (xs, alpha, reset, dhs), (start, hs, gates) = rows
         if hs is None:
             _, hs, gates = forward_segment(plan, weights, h_reset, start, xs, alpha, reset)
-        h = state_before(_shifted(hs, start, plan.reverse), h_reset, reset)
+        h = state_before(shifted(hs, start, plan.reverse), h_reset, reset)
         if gates is None:
             _, gates = advance(weights, h, project(params, xs, None, plan.product), plan.cell, plan.product)
         loop = plan.loops.backward if plan.loops else backward_loop
@@ -262,7 +277,7 @@ def _backward(
     return dparams, segments.join(dxs, not plan.reverse), dh, dh_reset, None
 
 
-def _shifted(hs: Array, start: Array, reverse: bool) -> Array:
+def shifted(hs: Array, start: Array, reverse: bool) -> Array:
     """The state before each step, [S, B, H], where ``start`` comes before the first step to run."""
     S, first = hs.shape[0], start[None]
     return (jnp.concatenate([hs[1:], first]) if reverse else jnp.concatenate([first, hs[:-1]]))[:S]  # S may be 0

@@ -73,6 +73,11 @@ class Cell:
         return "h" not in self.gate and "h" not in self.candidate
 
     @property
+    def elementwise(self) -> bool:
+        """Whether the new state of a unit depends on no other unit's old state, so that the Jacobian is diagonal."""
+        return self.linear or (self.recurrence == "diagonal" and not self.layer_norm)
+
+    @property
     def joint(self) -> bool:
         """Whether U_f and U_h multiply the same rows in a step, so that one product of width 2H can replace the two."""
         both_see_h = "h" in self.gate and "h" in self.candidate

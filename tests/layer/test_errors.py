@@ -39,7 +39,7 @@ SCAN = [
     (TypeError, {"h0": H0.astype(jnp.float16)}, "float32 (the dtype of params)", "float16 [8, 64]"),
     (TypeError, {"h0": [0.0] * 64}, "an array", "a list"),
     (ValueError, {"implementation": "fast"}, "one of None, 'manual', 'autodiff', 'parallel'", "'fast'"),
-    (ValueError, {"implementation": "parallel"}, "MIN_GRU", "gate='xhb', candidate='xhb'"),
+    (ValueError, {"implementation": "parallel"}, "at most 32 hidden units", "64"),
     (ValueError, {"precision": "exact"}, PRECISIONS, "'exact'"),
     (ValueError, {"precision": 3}, PRECISIONS, "3"),
     (TypeError, {"cell": "MGU"}, "an mgu_jax.Cell, such as mgu_jax.MGU", "'MGU'"),

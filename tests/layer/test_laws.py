@@ -17,17 +17,24 @@ from tests import laws
 from tests.conftest import double_precision
 
 
-def pairs_of(*names):
-    """A parametrization by (implementation, name) over all pairs; those with other cells than ``names`` are slow."""
+def pairs_of(*names, among=laws.PAIRS):
+    """A parametrization by (implementation, name) over all pairs; those with other cells than ``names`` are slow.
+
+    So are those of Newton's method and of the affine backward, of which ``test_parallel.py`` tests the kinds.
+    """
+
+    def slow(implementation, name):
+        solved = implementation == "parallel_backward" or (implementation == "parallel" and not laws.CELLS[name].linear)
+        return [pytest.mark.slow] if solved or name not in names else []
+
     return pytest.mark.parametrize(
-        ("implementation", "name"),
-        [pytest.param(i, name, marks=[] if name in names else pytest.mark.slow) for i, name in laws.PAIRS],
+        ("implementation", "name"), [pytest.param(*pair, marks=slow(*pair)) for pair in among]
     )
 
 
 named_pairs = pairs_of(*laws.NAMED)
 few_pairs = pairs_of("MGU", "RESET_AFTER_MGU", "DIAGONAL_MGU", "MIN_GRU")  # one for each kind of program
-other_pairs = pytest.mark.parametrize(("implementation", "name"), laws.OTHER_PAIRS)
+other_pairs = pairs_of(*laws.OTHERS, among=laws.OTHER_PAIRS)
 SIZES = ((0, 4), (0, 3), (1, 3), (1, 4))  # of T, B, D and H
 both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
@@ -93,7 +100,8 @@ def test_rows_cover_all_pairs_of_options():
 @pytest.mark.parametrize(("row", "save", "segment"), ROWS[1:], ids=lambda value: str(value).strip("()"))
 def test_options_together(x64, implementation, name, row, save, segment):
     cell = laws.CELLS[name]
-    saving = {"save": save, "segment": segment} if implementation == "manual" else {}
+    by_hand = implementation != "autodiff" and (implementation != "parallel" or not cell.linear)
+    saving = {"save": save, "segment": segment} if by_hand else {}
     laws.equals_oracle(laws.case(cell, 6), "float64", cell, implementation, **options(row), **saving)
 
 
