@@ -21,6 +21,7 @@ PAGES = {
     "README.md": {"experiments"},
     "mgu_jax/training/README.md": {"experiments"},
     "mgu_jax/dynamics/README.md": {"experiments"},
+    "mgu_jax/layer/README.md": set(),
     "mgu_jax/kernels/README.md": set(),
 }
 
