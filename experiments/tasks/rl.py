@@ -1,8 +1,8 @@
 """Train agents with and without memory by PPO, on memory chains and on CartPole without velocities.
 
 An MGU, Flax's GRU, Flax's MGU and an agent without memory are trained with several seeds, at equal width and at equal
-parameter count, and then play new episodes. About an hour on one core; --tasks and --agents choose a part of it. The
-algorithm is in harness/ppo.py.
+parameter count, and then play new episodes. Half an hour on one core; --tasks and --agents choose a part of it, and a
+run that resumes continues with the first agent that was not finished. The algorithm is in harness/ppo.py.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ class Learned(NamedTuple):
 
     totals: np.ndarray  # [S, updates]: the sum of the returns of the episodes that ended
     episodes: np.ndarray  # [S, updates]: their number
-    returns: np.ndarray  # [S]: the mean over new episodes
+    returns: np.ndarray  # [S]: the mean over new episodes, or NaN if the parameters are not finite
     seconds: float  # of the processor, without compilation
 
 
@@ -134,15 +134,19 @@ def learner(agent: str, world: Environment, sizes: ppo.Sizes, at_once: int) -> C
     def one(hyper: ppo.Hyper, key: Array) -> tuple[Array, ...]:
         train_key, play_key = jax.random.split(key)
         params, totals, episodes = ppo.train(memory, world, sizes, hyper, train_key)
-        return totals, episodes, ppo.evaluate(memory, world, sizes.width, params, play_key, EPISODES).mean()
+        returns = ppo.evaluate(memory, world, sizes.width, params, play_key, EPISODES)
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+        return totals, episodes, jnp.where(finite, returns.mean(), jnp.nan)
 
-    together = jax.jit(jax.vmap(one, (None, 0)))
+    together, compiled = jax.jit(jax.vmap(one, (None, 0))), {}  # by the number of seeds
 
     def learn(hyper: ppo.Hyper, seeds: list[int]) -> Learned:
         hyper = ppo.Hyper(*(jnp.float32(value) for value in hyper))
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         keys = [keys[i : i + at_once] for i in range(0, len(seeds), at_once)]
-        compiled = {len(some): together.lower(hyper, some).compile() for some in keys}
+        for some in keys:
+            if len(some) not in compiled:
+                compiled[len(some)] = together.lower(hyper, some).compile()
         began = time.process_time()
         found = [jax.device_get(compiled[len(some)](hyper, some)) for some in keys]
         seconds = time.process_time() - began
@@ -206,8 +210,8 @@ def main(config: Config) -> None:
     run.rewind(len(rows))
     for part in chosen[len(rows) :]:
         rows.append(row := train(part, config))
-        run.write("rows.json", rows)
         run.log(len(rows), "play", **{name: row[name] for name in ("task", "agent", "return", "return_per_seed")})
+        run.write("rows.json", rows)  # last, since a run that resumes begins after these
         print(f"{row['title']}, {label(row)}, H = {part.width}: return {shown(row)}", flush=True)
     run.finish({"settings": run.record["settings"], "rows": rows})
     plots.returns(run.path("returns.png"), rows, label)
@@ -246,7 +250,5 @@ def table(rows: list[dict[str, Any]]) -> str:
     }.items():
         cells = (text(first[name]) if name in first else "" for name in labels)
         lines.append(f"| {name} | | {' | '.join(cells)} |")
-    seconds = sum(row["seconds"] for row in rows)
-    return "\n".join(
-        [*lines, "", f"{sum(len(row['seeds']) for row in rows)} trainings, {seconds / 60:.0f} minutes on one core."]
-    )
+    count, seconds = sum(len(row["seeds"]) for row in rows), sum(row["seconds"] for row in rows)
+    return "\n".join([*lines, "", f"{count} trainings, {seconds / 60:.0f} minutes on one core."])

@@ -43,7 +43,7 @@ def test_rl(tmp_path, capsys):
 
 
 def test_seed_3_of_5_is_the_run_of_seed_3():
-    """Bit for bit, in how it learns and in what it reaches."""
+    """Bit for bit, in how it learns and in what it reaches. A training that is not finite reaches nothing."""
     world = rl.TASKS["memory-8"].world()
     sizes = ppo.Sizes(width=4, environments=4, window=10, updates=2, epochs=1, minibatches=2)
     learn = rl.learner("mgu", world, sizes, at_once=1)
@@ -51,6 +51,7 @@ def test_seed_3_of_5_is_the_run_of_seed_3():
     for name in ("totals", "episodes", "returns"):
         np.testing.assert_array_equal(getattr(of_five, name)[3], getattr(alone, name)[0])
     assert len({tuple(total) for total in of_five.totals}) > 1
+    assert np.isnan(learn(ppo.Hyper(learning_rate=1e38), [3]).returns).all()
 
 
 def test_a_curve_has_none_where_no_episode_ended():
