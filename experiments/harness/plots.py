@@ -288,7 +288,7 @@ def returns(path: Path, rows: list[dict[str, Any]], label: Any) -> None:
     known: dict[str, Any] = {}
     for axes, task in zip(panels.flat, tasks, strict=False):
         for row in (row for row in rows if row["task"] == task):
-            steps, each = np.array(row["curve"]["steps"]), np.array(row["curve"]["return_per_seed"], float)
+            steps, each = np.array(row["curve"]["steps"]) / 1000, np.array(row["curve"]["return_per_seed"], float)
             there = np.isfinite(each).any(0)
             steps, each = steps[there], each[:, there]
             colour, style = AGENTS[row["agent"]], "dashed" if row["match"] else "solid"
@@ -297,7 +297,7 @@ def returns(path: Path, rows: list[dict[str, Any]], label: Any) -> None:
             if not row["match"]:
                 axes.fill_between(steps, np.nanmin(each, 0), np.nanmax(each, 0), color=colour, alpha=0.15, linewidth=0)
             axes.set(title=row["title"])
-        axes.set(xlabel="steps of all environments", ylabel="return")
+        axes.set(xlabel="thousand steps of all environments", ylabel="return")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(panels.flat)[len(tasks) :]:
         axes.set_visible(False)
