@@ -35,6 +35,7 @@ NAMES = {
     "rl-tuning": "tasks.rl_tuning",
     "rl-speed": "speed.agents",
     "jacobians": "speed.jacobians",
+    "parallel": "speed.parallel",
     "training": "speed.overhead",
     "data": "datasets.data",
     "report": "report.page",

@@ -38,6 +38,11 @@ MORE = {
     if how is None or "save" not in options
 } | {
     "parallel": (mgu.MIN_GRU, True, {"resets": RESETS, "zoneout": 0.2, "implementation": "parallel"}),
+    "parallel, diagonal": (
+        mgu.DIAGONAL_MGU,
+        True,
+        {"lengths": LENGTHS, "resets": RESETS, "implementation": "parallel"},
+    ),
     "everything": (NORM, True, {**ALL, "save": "states", "segment": 4}),
 }
 

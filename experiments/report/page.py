@@ -16,7 +16,7 @@ from typing import Any, get_args
 from experiments.harness import cells, measures, plots
 from experiments.report import questions, tasks
 from experiments.run import BadRequest
-from experiments.speed import agents, features, jacobians, overhead, tables
+from experiments.speed import agents, features, jacobians, overhead, parallel, tables
 from experiments.speed import plots as speed_plots
 from experiments.tasks import memory, rl, rl_tuning
 
@@ -115,6 +115,9 @@ def tables_of(folder: Path) -> dict[str, str]:
             made[name] = module.table(rows)
     if rows := _result(folder, "jacobians").get("rows"):
         made["jacobians"] = jacobians.table(rows)
+    if rows := _result(folder, "parallel").get("rows"):
+        made["parallel iterations"] = parallel.table_of_iterations(rows)
+        made["parallel times"] = parallel.table_of_times(rows)
     if result := _result(folder, "features"):
         made["features"] = features.table(result["found"], result["peers"])
     return made | {"commands": commands(every(results))}
@@ -174,6 +177,9 @@ def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], Any]]]:
     if rows := _result(folder, "rl").get("rows"):
         path = folder / "results" / "rl.png"
         yield path, plots.digest_of(rows), lambda path=path, rows=rows: plots.returns(path, rows, rl.label)
+    if rows := _result(folder, "parallel").get("rows"):
+        path = folder / "results" / "parallel.png"
+        yield path, plots.digest_of(rows), lambda path=path, rows=rows: parallel.picture(path, rows)
     if rows := _result(folder, "benchmark").get("rows"):
         for name, function in speed_plots.PICTURES.items():
             path = folder / "results" / f"benchmark_{name}.png"

@@ -62,6 +62,7 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
         *(Way(f"b_f = {b:.0f}", forget_bias=b) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)),
         Way("chrono", forget_bias="chrono"),
     ),
+    "diagonal": (Way("MGU"), Way("diagonal recurrence", "diagonal-mgu")),
     "gradient": (
         Way("hand-written gradient", implementation="manual"),
         Way("autodiff", implementation="autodiff"),

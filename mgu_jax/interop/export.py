@@ -72,7 +72,7 @@ def sequence(
     xs are [T, B, D], or tokens, int32 [T, B]; ys are what the model's readout gives.
 
     Args:
-        model: any ``mgu_jax.Model``, except one with implementation="parallel", which needs to know T.
+        model: any ``mgu_jax.Model``, except one with implementation="parallel" or "parallel_backward", which need T.
         params: its parameters, or others of the same shapes.
         lengths: export ``call(weights, xs, lengths) -> ys``, with lengths int32 [B].
         platforms: where the program will run: "cpu", "cuda", "rocm" or "tpu".

@@ -11,9 +11,9 @@ and then corrects all of them at once (DEER: Lim et al. 2023, arXiv 2309.12252):
 the guess is from the states that the loop computes, however much the layer amplifies a small residual. So the states
 are accepted if the last correction, before it was added, was within ``TOLERANCE`` of the largest state of its sample;
 Newton's method then leaves an error of the order of its square. If the corrections stay larger or are not finite, the
-loop of ``bptt`` computes the segment instead. Where neighbouring states come closer (a negative largest Lyapunov
-exponent), the number of iterations grows with a power of log T at most; where they part, Newton's method does not pay
-(Gonzalez et al. 2025, arXiv 2508.16817).
+loop of ``bptt`` computes the segment instead. With enough processors, the method takes a time of order (log T)^2 where
+neighbouring states come closer (a negative largest Lyapunov exponent), and does not pay where they part (Gonzalez et
+al. 2025, arXiv 2508.16817).
 
 Backward there is nothing to iterate: the cotangents of the states obey an affine recurrence already,
 
@@ -114,15 +114,22 @@ def _(size: int, batched: list[bool], holds: Array) -> tuple[Array, bool]:
     return _everywhere(jnp.all(holds, 0) if batched[0] else holds), False
 
 
-def jacobians(weights: StepWeights, h: Array, gates: Gates, alpha: Array | None, plan: Plan) -> Array:
-    """J_t of all steps: [S, B, H] where it is diagonal, else [S, B, H, H]; the first H is that of the new state."""
+def jacobians(
+    weights: StepWeights, h: Array, gates: Gates, alpha: Array | None, reset: Array | None, plan: Plan
+) -> Array:
+    """J_t of all steps: [S, B, H] where it is diagonal, else [S, B, H, H]; the first H is that of the new state.
+
+    It is zero at a reset, since the step then does not start from the state before.
+    """
 
     def dh(dh_next: Array) -> Array:
         return retreat(weights, h, gates, alpha, jnp.broadcast_to(dh_next, h.shape), plan.cell, plan.product)[0]
 
     if plan.cell.elementwise:
-        return dh(jnp.ones((), h.dtype))
-    return jnp.moveaxis(jax.vmap(dh)(jnp.eye(h.shape[-1], dtype=h.dtype)), 0, -2)
+        J = dh(jnp.ones((), h.dtype))
+        return J if reset is None else jnp.where(reset, 0, J)
+    J = jnp.moveaxis(jax.vmap(dh)(jnp.eye(h.shape[-1], dtype=h.dtype)), 0, -2)
+    return J if reset is None else jnp.where(reset[..., None], 0, J)
 
 
 def solve(
@@ -151,9 +158,7 @@ def solve(
     def iterate(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         # The residual comes with the carry: what XLA fuses with (21), it may compute twice and round differently.
         hs, r, gates, count, _ = carry
-        J = jacobians(weights, before(hs), gates, inputs.alpha, plan)
-        if reset is not None:
-            J = jnp.where(reset if J.ndim == 3 else reset[..., None], 0, J)
+        J = jacobians(weights, before(hs), gates, inputs.alpha, reset, plan)
         _, v = composed(J, r, plan.reverse, plan.product.precision)  # (21)
         hs = hs + v  # (22)
         if limit is not None:
@@ -235,9 +240,7 @@ def _backward(
         return backward_loop(plan, weights, carry, rows)
     exact = _exact(plan)
     precision = exact.product.precision
-    J = jacobians(weights, h, gates, alpha, exact)
-    if reset is not None:
-        J = jnp.where(reset if J.ndim == 3 else reset[..., None], 0, J)  # (15)
+    J = jacobians(weights, h, gates, alpha, reset, exact)
     if J.ndim == 4:
         J = jnp.swapaxes(J, -1, -2)
     one = jnp.ones_like(J[0]) if J.ndim == 3 else jnp.broadcast_to(jnp.eye(h.shape[-1], dtype=h.dtype), J[0].shape)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import mgu_jax as mgu
 from mgu_jax.gradients import relative_error
@@ -205,3 +206,42 @@ def test_a_model_of_two_directions(quick_compiler):
         return jax.grad(lambda p: jnp.sum(model.apply(p, xs, lengths=lengths, time_axis=1) ** 2))(params)
 
     assert_alike(gradient(model), gradient(right), 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["parallel", "parallel_backward"])
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_on_two_devices(x64, implementation, check_vma):
+    """The batch is split by shard_map; each device decides for itself whether its loop runs."""
+    params, xs, _ = laws.cast(laws.case(DIAGONAL, 9, (4,))[:3], "float64")
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(params, xs):
+        hs, h_last = mgu.scan(params, xs, cell=DIAGONAL, implementation=implementation, segment=5)
+        return jax.lax.psum(jnp.sum(hs**2) + jnp.sum(h_last**3), "batch")
+
+    split = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(None, "batch")), out_specs=P(), check_vma=check_vma)
+
+    def whole(params, xs):
+        hs, h_last = mgu.scan(params, xs, cell=DIAGONAL)
+        return jnp.sum(hs**2) + jnp.sum(h_last**3)
+
+    (mine, of_mine), (right, of_right) = (jax.jit(jax.value_and_grad(f, 1))(params, xs) for f in (split, whole))
+    assert_alike((mine, of_mine), (right, of_right), 1e-12)
+
+
+@pytest.mark.slow
+def test_segments_bound_the_memory():
+    """Segments of 128 steps take less than a tenth of the memory of one segment of 16,384."""
+    params = mgu.init(jax.random.key(0), 4, 16, DIAGONAL)
+
+    def temporaries(T, segment):
+        def loss(params, xs):
+            return jnp.sum(
+                mgu.scan(params, xs, cell=DIAGONAL, implementation="parallel", save="segments", segment=segment)[1] ** 2
+            )
+
+        xs = jax.ShapeDtypeStruct((T, 2, 4), jnp.float32)
+        return jax.jit(jax.grad(loss)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(16_384, 128) < temporaries(16_384, 16_384) / 10

@@ -98,6 +98,22 @@ def test_memory(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_parallel(tmp_path, capsys):
+    assert run("parallel", "--quick", "--tasks", "adding", "--out", tmp_path / "run") == 0
+    rows = result(tmp_path / "run")["rows"]
+    ended = [row for row in rows if row["part"] == "iterations"]
+    assert [(row["when"], row["T"]) for row in ended] == [("before", 10), ("before", 20), ("after", 10), ("after", 20)]
+    assert not any(row["fell_back"] for row in ended)
+    assert all(row["exponent"] < 0 and row["residual"] <= 1e-6 for row in ended)
+    timed = [row for row in rows if row["part"] == "time"]
+    assert {row["name"] for row in timed} == {"manual", "parallel", "parallel_backward"}
+    assert {row["devices"] for row in timed} == {1, 2}
+    assert all(row["times_loop"] == 1 for row in timed if row["name"] == "manual")
+    assert is_png(tmp_path / "run" / "parallel.png")
+    assert "largest exponent" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_jacobians(tmp_path, capsys):
     assert run("jacobians", "--quick", "--out", tmp_path / "run") == 0
     made = result(tmp_path / "run")
