@@ -225,7 +225,7 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
             for panel, value in zip(axes, ("iterations", "exponent"), strict=True):
                 x, y = [row["T"] for row in of_task], [row[value] for row in of_task]
                 panel.plot(x, y, marker=mark, color=colour, label=label, linewidth=1)
-    axes[0].set(ylabel="iterations", ylim=(0, None))
+    axes[0].set(ylabel="iterations", ylim=(0, 1 + max(row["iterations"] for row in measured)))
     axes[1].set(ylabel="largest exponent (nats per step)")
     axes[1].axhline(0, color="0.7", linewidth=0.8, zorder=0)
     for panel in axes:
