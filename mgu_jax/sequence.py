@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mgu_jax import checks
-from mgu_jax.kernels import gpu
+from mgu_jax.kernels import cpu, gpu
 from mgu_jax.layer import mesh, newton
 from mgu_jax.layer.bptt import Marks, Plan, assert_shapes, bptt, state_before
 from mgu_jax.layer.cell import advance, prepare, project
@@ -89,6 +89,12 @@ def _parallel_backward(
     return _manual(replace(plan, loops=newton.LOOP_FORWARD), params, xs, h0, h_reset, marks)
 
 
+def _native(
+    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
+) -> tuple[Array, Array]:
+    return _manual(replace(plan, segments=cpu.SEGMENTS), params, xs, h0, h_reset, marks)
+
+
 # Each takes (plan, params, xs, h0, h_reset, marks) as ``definition`` does, and has to equal it.
 IMPLEMENTATIONS = {
     "manual": _manual,
@@ -96,7 +102,16 @@ IMPLEMENTATIONS = {
     "parallel": _parallel,
     "parallel_backward": _parallel_backward,
     "mosaic_gpu": _mosaic_gpu,
+    "native": _native,
 }
+KERNELS = {"mosaic_gpu": gpu.refusal, "native": cpu.refusal}
+
+
+def _is_worth(kernel: str, xs: Array) -> bool:
+    """Whether to take a kernel that can serve where the user names no implementation."""
+    if kernel == "native":  # its first use compiles it, which takes seconds
+        return all(map(is_known, xs.shape)) and cpu.is_faster(math.prod(xs.shape[1:-1])) and cpu.exists()
+    return True
 
 
 @dataclass(frozen=True)
@@ -138,16 +153,18 @@ class Execution:
 
         Raises ValueError, with the reason, if the one that is named cannot serve.
         """
-        if self.implementation not in (None, "mosaic_gpu"):
-            return self.implementation
-        why = gpu.refusal(cell, params.W_h.shape[1], checks.dtype_of(params.W_h), self.product)
-        if not all(map(is_known, xs.shape)):
-            why = "needs a known number of steps and samples"
-        elif any(map(mesh.varies_over, (xs, params.W_h))):
-            why = "needs check_vma=False inside jax.shard_map"
-        if why and self.implementation:
-            raise ValueError(f"implementation 'mosaic_gpu' {why}.")
-        return "manual" if why else "mosaic_gpu"
+        for name, refusal in KERNELS.items():
+            if self.implementation == name or (self.implementation is None and _is_worth(name, xs)):
+                why = refusal(cell, params.W_h.shape[1], checks.dtype_of(params.W_h), self.product)
+                if not all(map(is_known, xs.shape)):
+                    why = "needs a known number of steps and samples"
+                elif any(map(mesh.varies_over, (xs, params.W_h))):
+                    why = "needs check_vma=False inside jax.shard_map"
+                if why and self.implementation:
+                    raise ValueError(f"implementation {name!r} {why}.")
+                if not why:
+                    return name
+        return self.implementation or "manual"
 
     @property
     def product(self) -> Products:
@@ -214,10 +231,11 @@ def scan(
             loop needs time first, so another axis costs a copy of xs and of hs, and of their gradients.
         implementation: "manual" (the hand-written backward pass of ``layer.bptt``; reverse mode only), "autodiff" (the
             definition, differentiated by JAX in any mode; slower), "parallel" (all steps of a segment at once),
-            "parallel_backward" ("manual" without a loop in the backward pass, for diagonal recurrences) or "mosaic_gpu"
+            "parallel_backward" ("manual" without a loop in the backward pass, for diagonal recurrences), "mosaic_gpu"
             ("manual" with its two loops as one kernel each, for float32 layers of up to 192 units on a Hopper GPU; not
-            yet run on one). ``None`` takes "mosaic_gpu" where it can serve, and "manual" elsewhere; ``which`` says
-            which.
+            yet run on one) or "native" ("manual" as a program in C++, for dense layers in float32 or float64 on a CPU;
+            the first use compiles it, in about ten seconds). ``None`` takes "mosaic_gpu" where it can serve, "native"
+            where it can serve, has been compiled and is faster, and "manual" elsewhere; ``which`` says which.
 
             "parallel" is exact without iterations for members that are linear in the state, such as MIN_GRU. For
             others, in float32 and float64, with a diagonal recurrence or up to 32 units, Newton's method finds the
@@ -281,7 +299,8 @@ def which(
 ) -> str:
     """The name of the implementation that ``scan`` runs, here and now, with these arguments.
 
-    To learn why it is not "mosaic_gpu", ask for that: the error gives the reason.
+    To learn why it is not "mosaic_gpu" or "native", ask for that: the error gives the reason. "native" has to be
+    compiled before it is chosen, by ``python -m mgu_jax.kernels`` or by a first use under its name.
 
     Args:
         params, xs, cell, implementation, precision, compute_dtype: as in ``scan``.

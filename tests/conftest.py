@@ -6,6 +6,8 @@ import signal
 from contextlib import contextmanager, nullcontext
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
+# Where no native program is or can be, so that the tests which name no implementation run the same one everywhere.
+os.environ["MGU_JAX_CACHE"] = os.path.join(__file__, "nowhere")
 
 import jax
 import pytest

@@ -13,7 +13,7 @@ import numpy as np
 import mgu_jax as mgu
 from mgu_jax.gradients import relative_error
 from mgu_jax.layer import noise
-from mgu_jax.sequence import IMPLEMENTATIONS
+from mgu_jax.sequence import IMPLEMENTATIONS, KERNELS
 from tests import oracle
 
 NAMED = {
@@ -45,7 +45,7 @@ OTHERS = {
 CELLS = NAMED | OTHERS
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 # (implementation, name of a cell), for all cells that the implementation can serve
-EVERYWHERE = [name for name in IMPLEMENTATIONS if name != "mosaic_gpu"]  # tests/kernels judges the kernel
+EVERYWHERE = [name for name in IMPLEMENTATIONS if name not in KERNELS]  # tests/kernels judges the kernels
 PAIRS = [(i, name) for name, cell in CELLS.items() for i in EVERYWHERE if i != "parallel_backward" or cell.elementwise]
 OTHER_PAIRS = [pair for pair in PAIRS if pair[1] in OTHERS]
 

@@ -161,6 +161,7 @@ def test_the_wheel_holds_the_package_alone_and_imports(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"mgu_jax", f"mgu_jax-{mgu.__version__}.dist-info"}
     assert {f"mgu_jax/{name.replace('.', '/')}.py" for name in modules(ROOT / "mgu_jax")} <= set(names)
+    assert "mgu_jax/kernels/cpu.cc" in names
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import mgu_jax; print(mgu_jax.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ".whl" in done.stdout

@@ -18,7 +18,7 @@ from experiments.report import questions, tasks
 from experiments.run import BadRequest
 from experiments.speed import agents, features, jacobians, overhead, parallel, tables
 from experiments.speed import plots as speed_plots
-from experiments.tasks import memory, rl, rl_tuning
+from experiments.tasks import identification, memory, rl, rl_tuning
 
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
 TASKS_PAGE = "results/README.md"
@@ -113,6 +113,8 @@ def tables_of(folder: Path) -> dict[str, str]:
     for name, module in {"rl": rl, "rl-tuning": rl_tuning, "rl-speed": agents}.items():
         if rows := _result(folder, name).get("rows"):
             made[name] = module.table(rows)
+    if rows := _result(folder, "identification").get("rows"):
+        made["identification"] = identification.table(rows)
     if rows := _result(folder, "jacobians").get("rows"):
         made["jacobians"] = jacobians.table(rows)
     if rows := _result(folder, "parallel").get("rows"):

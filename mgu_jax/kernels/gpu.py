@@ -15,7 +15,6 @@ has no barrier. While a product runs, the results of the step are stored and the
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from mgu_jax.kernels.differentiated import on_platform
 from mgu_jax.kernels.mosaic import Places, Steps, Tuning, Warpgroup, fitted, is_interpreted, launch, padded
-from mgu_jax.layer.bptt import Loops, Plan, backward_loop, forward_loop, with_derivative_of
+from mgu_jax.layer.bptt import Loops, Plan, backward_loop, forward_loop
 from mgu_jax.layer.cell import Gates, InputTerms, StepWeights, add, masked, scaled, share
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.products import Products, like
@@ -314,19 +314,6 @@ def _backward_kernel(
     return (dh, add(dh_reset, dh_reset_segment)), (dz_f, dz_h)
 
 
-def _as_loop(kernel: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel as a loop of ``layer.bptt``."""
-
-    def loop(plan: Plan, *arguments: Any) -> Any:
-        on_gpu = functools.partial(kernel, plan)
-        if any(0 in leaf.shape for leaf in jax.tree.leaves(arguments)):
-            return definition(plan, *arguments)
-        if is_interpreted():
-            return on_gpu(*arguments)
-        # The machine may have more than its GPU, and only the compiler knows for which part it compiles.
-        return lax.platform_dependent(*arguments, cuda=on_gpu, default=functools.partial(definition, plan))
-
-    return with_derivative_of(definition, loop)
-
-
-LOOPS = Loops(_as_loop(_forward_kernel, forward_loop), _as_loop(_backward_kernel, backward_loop))
+# The machine may have more than its GPU, and only the compiler knows for which part it compiles.
+_on_gpu = functools.partial(on_platform, "cuda", everywhere=is_interpreted)
+LOOPS = Loops(_on_gpu(_forward_kernel, forward_loop), _on_gpu(_backward_kernel, backward_loop))

@@ -69,6 +69,13 @@ class Loops(NamedTuple):
     backward: Callable[..., Any]
 
 
+class Segments(NamedTuple):
+    """All that is done for the steps of a segment, which a kernel may take over; see ``forward_segment`` and so on."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
 def with_derivative_of(definition: Callable[..., Any], loop: Callable[..., Any]) -> Callable[..., Any]:
     """``loop(plan, *arguments)``, whose derivative, which second derivatives need, is that of ``definition``."""
 
@@ -94,6 +101,7 @@ class Plan:
     save: str = "gates"
     segment: int | None = None  # steps; None chooses
     loops: Loops | None = None  # None takes those of this file
+    segments: Segments | None = None  # "
 
 
 class Marks(NamedTuple):
@@ -157,9 +165,10 @@ def _forward_segments(
     """hs, h_last and, for each stack of segments, what ``save`` names."""
     assert_shapes(xs, h0, h_reset, marks)
     weights = prepare(params, plan.cell, marks.mask)
+    forward = plan.segments.forward if plan.segments else forward_segment
 
     def run_and_save(h: Array, rows: tuple[Array, Array | None, Array | None]) -> tuple[Array, tuple[Array, Saved]]:
-        h_last, hs, gates = forward_segment(plan, weights, h_reset, h, *rows)
+        h_last, hs, gates = forward(plan, weights, h_reset, h, *rows)
         return h_last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
 
     stacks = _cut(plan, (xs, marks.alpha, marks.reset), h0)
@@ -222,10 +231,33 @@ def backward_loop(
     return lax.scan(backward_step, carry, rows, reverse=not plan.reverse)
 
 
+def backward_segment(
+    plan: Plan,
+    weights: StepWeights,
+    h_reset: Array | None,
+    carry: tuple[Array, Array | None],
+    rows: tuple[Array, Array | None, Array | None, Array | None],
+    saved: Saved,
+) -> tuple[tuple[Array, Array | None], tuple[Params, Array]]:
+    """((dh, dh_reset), (dparams, dxs)) of a segment: the cotangents at its start, of the weights and of its inputs.
+
+    The carry is that of ``backward_loop``; rows are xs, alpha, the resets and dhs; all of ``saved`` is there.
+    """
+    xs, alpha, reset, dhs = rows
+    start, hs, gates = saved
+    assert hs is not None
+    assert gates is not None
+    h = state_before(shifted(hs, start, plan.reverse), h_reset, reset)
+    loop = plan.loops.backward if plan.loops else backward_loop
+    carry, (dz_f, dz_h) = loop(plan, weights, carry, (dhs, h, gates, alpha, reset))
+    return carry, weight_gradients(weights, xs, h, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
+
+
 def _cut(plan: Plan, rows: Any, h0: Array) -> list[Any]:
     """rows, a pytree of [T, ...], as stacks of segments."""
     steps = jax.tree.leaves(rows)[0].shape[0]
-    on_cpu = jax.default_backend() == "cpu"
+    # A segment has to stay in the cache, unless a kernel takes over all that is done for it.
+    on_cpu = jax.default_backend() == "cpu" and plan.segments is None
     length = plan.segment or segments.length(plan.save, steps, h0.size * h0.dtype.itemsize, on_cpu)
     return segments.cut(rows, length, plan.reverse)
 
@@ -247,21 +279,22 @@ def _backward(
     params, xs, h0, h_reset, marks, saved = kept
     weights = with_transposes(prepare(params, plan.cell, marks.mask))
 
-    def backward_segment(
+    def one_segment(
         carry: tuple[Array, Array | None, Params],
         rows: tuple[tuple[Array, Array | None, Array | None, Array | None], Saved],
     ) -> tuple[tuple[Array, Array | None, Params], Array]:
         dh, dh_reset, dparams = carry
         (xs, alpha, reset, dhs), (start, hs, gates) = rows
         if hs is None:
-            _, hs, gates = forward_segment(plan, weights, h_reset, start, xs, alpha, reset)
-        h = state_before(shifted(hs, start, plan.reverse), h_reset, reset)
+            forward = plan.segments.forward if plan.segments else forward_segment
+            _, hs, gates = forward(plan, weights, h_reset, start, xs, alpha, reset)
         if gates is None:
+            h = state_before(shifted(hs, start, plan.reverse), h_reset, reset)
             _, gates = advance(weights, h, project(params, xs, None, plan.product), plan.cell, plan.product)
-        loop = plan.loops.backward if plan.loops else backward_loop
-        (dh, dh_reset), (dz_f, dz_h) = loop(plan, weights, (dh, dh_reset), (dhs, h, gates, alpha, reset))
-        dparams_segment, dxs = weight_gradients(weights, xs, h, gates, dz_f, dz_h, plan.cell, plan.product)  # (14)
-        dparams = jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, dparams_segment)  # (14)
+        backward = plan.segments.backward if plan.segments else backward_segment
+        saved = Saved(start, hs, gates)
+        (dh, dh_reset), (part, dxs) = backward(plan, weights, h_reset, (dh, dh_reset), (xs, alpha, reset, dhs), saved)
+        dparams = jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, part)  # (14)
         return (dh, dh_reset, dparams), dxs
 
     def zeros(a: Array) -> Array:
@@ -270,7 +303,7 @@ def _backward(
     carry = (jnp.zeros_like(h0) if dh_last is None else dh_last, None if marks.reset is None else zeros(h0))
     rows = _cut(plan, (xs, marks.alpha, marks.reset, dhs), h0)
     stacks = list(zip(rows, saved, strict=True))[::-1]
-    carry, dxs = segments.over(backward_segment, (*carry, jax.tree.map(zeros, params)), stacks, not plan.reverse)
+    carry, dxs = segments.over(one_segment, (*carry, jax.tree.map(zeros, params)), stacks, not plan.reverse)
     dh, dh_reset, dparams = carry
     dparams = jax.tree.map(lambda total, a: total.astype(a.dtype), dparams, params)
     dh_reset = None if dh_reset is None else dh_reset.astype(h0.dtype)

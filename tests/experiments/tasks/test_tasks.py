@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.datasets import data
+from experiments.tasks import identification
 from tests.experiments.common import drop_newest_checkpoint, is_png, lines, result, run
 
 pytestmark = pytest.mark.usefixtures("quick_compiler", "as_a_user")
@@ -95,6 +96,38 @@ def test_memory(tmp_path, capsys):
     assert ends == sorted(ends)
     assert is_png(tmp_path / "run" / "memory.png")
     assert "| Adding, 10 numbers | chrono | squared error" in capsys.readouterr().out
+
+
+def test_identification(tmp_path, capsys):
+    """Both optimisers lower the loss, and every model is measured; the flags of other experiments are refused."""
+    assert run("identification", "--quick", "--out", tmp_path / "run") == 0
+    made, logged = result(tmp_path / "run"), lines(tmp_path / "run")
+    assert [row["step"] for row in logged] == [*range(1, 81)]
+    for name, steps in (("Adam", 60), ("L-BFGS", 20)):
+        losses = [row["loss"] for row in logged if row["split"] == name]
+        assert len(losses) == steps
+        assert losses[-1] < 0.8 * losses[0]
+    assert [row["model"].split(",")[0] for row in made["rows"]] == ["linear"] * 4 + ["MGU"] * 2
+    assert made["rows"][-1]["error"] < 1
+    assert "| MGU, H = 16, Adam and L-BFGS |" in capsys.readouterr().out
+    assert run("identification", "--resume", "--out", tmp_path / "run") == 2
+
+
+def test_the_linear_models_find_a_linear_system():
+    """A linear model of the order of a filter simulates the filter, and a nonlinear system is not one."""
+    u = np.random.default_rng(0).standard_normal((200, 3))
+    made = identification.Trajectories(u, identification.filtered(identification.FIRST, u))
+    simulated = identification.linear(made, 4, 3)(made)
+    assert identification.error(simulated, made.y) < 1e-3  # it starts at rest, three steps late
+    train, test = identification.trajectories(0, 4, 200)
+    assert identification.error(identification.linear(train, 7, 6)(test), test.y) > 0.1
+
+
+@pytest.mark.slow
+def test_identification_is_far_better_than_any_linear_model(tmp_path):
+    assert run("identification", "--out", tmp_path / "run") == 0
+    *linear, _, mgu = (row["error"] for row in result(tmp_path / "run")["rows"])
+    assert mgu < 0.1 * min(linear)
 
 
 @pytest.mark.slow
