@@ -16,7 +16,7 @@ from typing import Any, get_args
 from experiments.harness import cells, measures, plots
 from experiments.report import questions, tasks
 from experiments.run import BadRequest
-from experiments.speed import agents, features, jacobians, overhead, parallel, tables
+from experiments.speed import agents, earlier, features, jacobians, overhead, parallel, tables
 from experiments.speed import plots as speed_plots
 from experiments.tasks import identification, memory, rl, rl_tuning
 
@@ -104,8 +104,14 @@ def tables_of(folder: Path) -> dict[str, str]:
     results = load(folder)
     made = {f"question {name}": questions.answer(name, every(results), measure_of) for name in questions.QUESTIONS}
     made |= {f"task {name}": table(rows) for name, rows in results.items()}
-    if rows := _result(folder, "benchmark").get("rows"):
-        made |= {f"benchmark {name}": "\n".join(make(rows)) for name, make in tables.TABLES.items()}
+    for run in ("benchmark", "benchmark-newest"):  # the same, with two versions of JAX
+        if result := _result(folder, run):
+            made_with = f"jaxlib {result['versions']['jaxlib']}, Python {result['versions']['python']}."
+            for name, make in tables.TABLES.items():
+                lines = make(result["rows"])
+                made[f"{run} {name}"] = "\n".join([*lines, "", made_with]) if lines else ""
+    if result := _result(folder, "earlier"):
+        made["earlier"] = earlier.table(result["rows"], result["versions"], result["earlier"])
     if rows := _result(folder, "training").get("rows"):
         made["training"] = "\n".join(overhead.table(rows))
     if rows := _result(folder, "memory").get("rows"):

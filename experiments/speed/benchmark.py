@@ -25,6 +25,7 @@ from experiments.run import BadRequest, Common, Run, use_devices
 from experiments.speed import gpu, peers, tables, timing
 from experiments.speed import plots as speed_plots
 from experiments.speed.timing import Size
+from mgu_jax.kernels import cpu
 
 SIZES: tuple[Size, ...] = (
     (1, 256, 16, 64),
@@ -74,6 +75,8 @@ def time_of(sizes: tuple[Size, ...], devices: int, budget: float, least: int = 5
         contestants = {name: peers.on_one_device(layer, size) for name, layer in present.items()}
         if peers.installed("torch"):
             contestants |= {name: peers.in_torch(name, size) for name in peers.TORCH}
+        layer, xs = mgu.init(jax.random.key(0), size[2], size[3]), jnp.asarray(peers.inputs(size))
+        yield {"part": "implementation", "size": list(size), "name": mgu.which(layer, xs)}
         yield from _timed(size, contestants, 1, budget, least)
         if devices > 1 and size[0] % devices == 0:
             split = {n: peers.on_devices(layer, size, devices) for n, layer in present.items() if n in ON_DEVICES}
@@ -230,6 +233,8 @@ def main(config: Config) -> None:
         )
     if config.quick:
         print("--quick only shows that everything runs: its sizes are tiny, and its numbers mean nothing.")
+    if why := cpu.load():  # compiles it, so that our layers take it where it is faster
+        print(f"implementation 'native' {why}, and is left out.")
     run = Run("benchmark", config, {}, {"devices": devices})
     run.rewind(0)
     rows: list[dict[str, Any]] = []

@@ -98,6 +98,7 @@ def _keras(size: Size) -> Any:
 
 OURS = {
     "MGU": Layer("mgu_jax", ours),
+    "MGU, manual": Layer("mgu_jax", partial(ours, implementation="manual")),
     "MGU, states": Layer("mgu_jax", partial(ours, save="states")),
     "MGU, states, one segment": Layer("mgu_jax", partial(ours, save="states", segment=1_000_000)),
     "MGU, segments": Layer("mgu_jax", partial(ours, save="segments")),

@@ -213,6 +213,20 @@ def long_memory(rows: Rows) -> list[str]:
     return _table(["B, T, H", "MB of temporaries", "seconds per training step"], lines)
 
 
+def native(rows: Rows) -> list[str]:
+    """The hand-written backward pass of XLA's loops beside what our MGU runs where nothing is named."""
+    found, lines = Times(rows), []
+    chosen = {tuple(row["size"]): row["name"] for row in rows if row["part"] == "implementation"}
+    for size in found.sizes:
+        ratios = [found.ratio(size, "MGU, manual", which) for which in PASSES]
+        lines.append([_size(size), f"`{chosen[size]}`" if size in chosen else "", _pair(ratios)])
+    known = [found.ratio(size, "MGU, manual") for size in found.sizes if found.row(size, "MGU, manual")]
+    if known:
+        lines.append(["geometric mean", "", f"{np.exp(np.mean(np.log(known))):.2f} (training step)"])
+    heads = ["B, T, D, H", "what `None` takes", 'time of `"manual"` relative to it (forward / training step)']
+    return _table(heads, lines) if known else []
+
+
 def members(rows: Rows) -> list[str]:
     """Many layers under vmap."""
     lines = [[str(row["count"]), _number(row["share"])] for row in rows if row["part"] == "members"]
@@ -247,6 +261,7 @@ def allocation(rows: Rows) -> list[str]:
 TABLES = {
     "speed": speed,
     "summary": summary,
+    "native": native,
     "devices": two_devices,
     "limits": limits,
     "memory": memory,

@@ -87,7 +87,7 @@ def test_products_alone_are_all_products():
 def test_quick_run(tmp_path, capsys):
     assert main(["benchmark", "--quick", "--out", str(tmp_path / "run")]) == 0
     rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
-    parts = {"time", "memory", "long memory", "compilation", "growth", "members", "compiler options"}
+    parts = {"implementation", "time", "memory", "long memory", "compilation", "growth", "members", "compiler options"}
     assert {row["part"] for row in rows} == parts | ({"allocation"} if sys.platform.startswith("linux") else set())
     timed = {(row["name"], row["devices"], row["which"]): row for row in rows if row["part"] == "time"}
     assert {name for name, devices, _ in timed if devices == 1} >= set(LAYERS)
