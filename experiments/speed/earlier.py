@@ -1,7 +1,8 @@
 """Measure a training step of our MGU beside Flax's GRU, with this JAX and with an earlier one in another environment.
 
-JAX 0.4.31 was the last with the old CPU runtime by default. Later ones made the training of recurrent layers slower, so
-projects such as jax-sysid stayed there. ``--python`` names the Python of an environment with that JAX and Flax:
+JAX 0.4.31 was the last with the old CPU runtime by default, and projects such as jax-sysid stayed with it, because the
+next versions made the training of recurrent layers slower. ``--python`` names the Python of an environment with that
+JAX and Flax:
 
     python3.11 -m venv earlier && earlier/bin/pip install jax==0.4.31 jaxlib==0.4.31 flax==0.9.0 "numpy<2.1"
     python -m experiments earlier --python earlier/bin/python

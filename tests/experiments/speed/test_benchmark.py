@@ -129,3 +129,21 @@ def test_on_a_gpu_quick(tmp_path, capsys, quick_compiler):
 def test_without_a_gpu_its_numbers_are_refused(tmp_path, capsys):
     assert main(["benchmark-gpu", "--out", str(tmp_path / "run")]) == 2
     assert "needs a GPU" in capsys.readouterr().err
+
+
+def test_an_earlier_jax_needs_its_python(tmp_path, capsys):
+    assert main(["earlier", "--out", str(tmp_path / "a")]) == 2
+    assert "--python must name" in capsys.readouterr().err
+    assert main(["earlier", "--python", str(tmp_path / "none"), "--out", str(tmp_path / "b")]) == 2
+    assert "--python must be a Python that runs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_versions_take_turns(tmp_path, capsys):
+    """Here the other environment is this one."""
+    assert main(["earlier", "--quick", "--python", sys.executable, "--out", str(tmp_path / "run")]) == 0
+    made = json.loads((tmp_path / "run" / "result.json").read_text())
+    (row,) = made["rows"]
+    assert row["times_ours"].keys() == {"MGU", "flax GRU", "earlier flax GRU"}
+    assert made["earlier"]["jax"] == jax.__version__
+    assert f"time of Flax's GRU on JAX {jax.__version__} relative to ours" in capsys.readouterr().out
