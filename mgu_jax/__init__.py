@@ -18,18 +18,19 @@ from mgu_jax.layer.initial import chrono, init, uniform_gate
 from mgu_jax.layer.newton import Convergence
 from mgu_jax.layer.params import Params, count, gru_count, lstm_count, summary
 from mgu_jax.layer.step import Residuals, step, step_backward, step_forward
-from mgu_jax.model import Model, ModelParams, State, detach
+from mgu_jax.model import Model, ModelParams, State, detach, narrowed
 from mgu_jax.sequence import convergence, scan, which
 from mgu_jax.training import losses
 from mgu_jax.training.by_length import by_length
 from mgu_jax.training.checkpoint import Checkpoints, Damaged
-from mgu_jax.training.data import Data, Stream
+from mgu_jax.training.data import Data, Parts, Stream
 from mgu_jax.training.evaluate import Validation, evaluate, predict
 from mgu_jax.training.fit import fit
 from mgu_jax.training.halving import Halving, halving
 from mgu_jax.training.hyper import Hyper, draw, grid, log_uniform, uniform
 from mgu_jax.training.lock import Locked
 from mgu_jax.training.loop import NotFinite
+from mgu_jax.training.parts import folds
 from mgu_jax.training.start import Sweep, start
 from mgu_jax.training.step import Best, Recipe, TrainState
 from mgu_jax.training.sweep import Member, best_member, sweep
@@ -63,6 +64,7 @@ __all__ = [
     "ModelParams",
     "NotFinite",
     "Params",
+    "Parts",
     "Recipe",
     "Residuals",
     "State",
@@ -82,6 +84,7 @@ __all__ = [
     "ema",
     "evaluate",
     "fit",
+    "folds",
     "grid",
     "gru_count",
     "halving",
@@ -89,6 +92,7 @@ __all__ = [
     "log_uniform",
     "losses",
     "lstm_count",
+    "narrowed",
     "passed_over",
     "predict",
     "scan",

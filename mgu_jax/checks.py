@@ -44,6 +44,22 @@ def check_size(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {describe(value)}.")
 
 
+def as_size(name: str, value: Any, most: int | None = None) -> int:
+    """The whole number that value is, at least 1 and at most ``most``; a number of a floating dtype may be one.
+
+    Raises:
+        TypeError: it is traced.
+        ValueError: it is something else.
+    """
+    if not is_concrete(value):
+        raise TypeError(f"{name} must be a known number; got {describe(value)}.")
+    whole = is_number(value) and not isinstance(value, bool) and float(value) % 1 == 0
+    check_size(name, int(value) if whole else value)
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, the width of the model; got {describe(value)}.")
+    return int(value)
+
+
 def check_path(name: str, value: Any) -> Path:
     """The path of a file or folder that value names; TypeError if it is not a string or a path."""
     if not isinstance(value, str | os.PathLike):

@@ -9,7 +9,7 @@ To add an option, add a field to ``Model`` and check it in ``__post_init__``. It
 ``_read_out`` if it concerns the outputs; ``apply`` and ``step`` call both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,7 @@ from mgu_jax.layer.params import (
 )
 from mgu_jax.layer.products import repeated, wide
 from mgu_jax.sequence import Execution, run
+from mgu_jax.widths import as_width, check_same, resized
 
 
 class ModelParams(NamedTuple):
@@ -178,7 +179,9 @@ class Model:
         """The five options of how the layers are run, as one value."""
         return Execution(self.implementation, self.save, self.segment, self.precision, self.compute_dtype)
 
-    def init(self, key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0) -> ModelParams:
+    def init(
+        self, key: Array, *, forget_bias: Any = -1.0, initial_scale: Any = 1.0, hidden_size: int | None = None
+    ) -> ModelParams:
         """The initial parameters.
 
         Args:
@@ -186,12 +189,19 @@ class Model:
             forget_bias: as in ``mgu_jax.init``; may be traced.
             initial_scale: a factor for W_y and for the W and U of every layer, but not for biases or the embedding;
                 may be traced.
+            hidden_size: the number of units of each layer that are drawn, as a model of this width draws them. The
+                others are zero, and stay zero in training (``narrowed``).
 
         Raises:
-            TypeError: key is not one PRNG key, or initial_scale is not a number.
+            TypeError: key is not one PRNG key, or initial_scale or hidden_size is not a known number.
+            ValueError: hidden_size is above the width of a layer, the cell has layer_norm, or the model has tie.
         """
         checks.check_key("key", key)
         checks.check_number("initial_scale", initial_scale)
+        if hidden_size is not None:
+            hidden_size = as_width(self, hidden_size)
+            narrow = replace(self, hidden_sizes=(hidden_size,) * len(self.hidden_sizes))
+            return resized(narrow.init(key, forget_bias=forget_bias, initial_scale=initial_scale), self.hidden_sizes)
         count = len(self.hidden_sizes)
         *keys, readout_key, embedding_key = jax.random.split(key, 2 * count + 2)
 
@@ -525,6 +535,31 @@ class Model:
             for i, layer in enumerate(getattr(params, name) or ()):
                 check_state(f"state.{name}[{i}]", getattr(state, name)[i], batch, layer)
         return state
+
+
+def narrowed(model: Model, params: ModelParams, hidden_size: int) -> tuple[Model, ModelParams]:
+    """The model with ``hidden_size`` units in each layer, and its parameters: (model, params) without the zero units.
+
+    ``Hyper(hidden_size=...)`` trains models of several widths in the arrays of the widest. The units that a narrow one
+    lacks are zero, have a gradient of exactly zero, and change no output; here they are cut off.
+
+    Args:
+        model: the wide model. Its cell may be any member of the family without ``layer_norm``, but it has no tie.
+        params: its parameters, which may have further leading axes, such as that of the members of a sweep.
+        hidden_size: the number of units that are kept, the first ones of each layer.
+
+    Raises:
+        TypeError: model is not a ``Model``, params are not a ``ModelParams``, or hidden_size is not a known number.
+        ValueError: hidden_size is above the width of a layer, the cell has layer_norm, the model has tie, or a unit that
+            would be cut off is not zero.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a Model; got {checks.describe(model)}.")
+    check_model_params(params)
+    sizes = (as_width(model, hidden_size),) * len(model.hidden_sizes)
+    narrow = resized(params, sizes)
+    check_same("params", params, narrow)
+    return replace(model, hidden_sizes=sizes), narrow
 
 
 def detach(state: Any) -> Any:

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 # A room imports from itself and from those above it in this list. interop also leaves training alone, and nothing
 # imports interop.
 ROOMS = ["checks", "layer", "kernels", "sequence", "model", "dynamics", "training", "interop", "__init__"]
-BESIDE = {"archive": "checks", "extras": "checks", "gradients": "sequence"}  # files that share a room with another
+# Files that share a room with another.
+BESIDE = {"archive": "checks", "extras": "checks", "gradients": "sequence", "widths": "sequence"}
 
 
 def room_of(module):

@@ -9,6 +9,10 @@ from jax import Array, lax
 from mgu_jax import checks
 from mgu_jax.layer.params import Term
 
+# Rows and columns of a matrix whose product is written out. On a CPU, XLA multiplies a stack of such matrices, as vmap
+# makes it of many small networks, one after another: it takes thirty times as long.
+SMALL = 4
+
 Precision = str | lax.Precision | lax.DotAlgorithmPreset | None
 
 
@@ -66,6 +70,10 @@ class Products:
             x, W = x.astype(self.compute_dtype), W.astype(self.compute_dtype)
         if W.ndim == 1:
             return x.astype(dtype) * like(W.astype(dtype), x)
+        if max(W.shape) <= SMALL:
+            x, W, shape = x.astype(dtype), W.astype(dtype), (*x.shape[:-1], W.shape[1])
+            first, *others = (x[..., i : i + 1] * repeated(W[i], shape) for i in range(len(W)))
+            return sum(others, first)
         return jnp.matmul(x, W, precision=self.precision, preferred_element_type=dtype)
 
     def weight(self, x: Array, dz: Array, W: Term) -> Term:

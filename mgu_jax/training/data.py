@@ -7,9 +7,11 @@ it would have seen without the interruption.
     Stream    one sequence of L steps, cut into B rows side by side and read from left to right in windows of T steps;
               the model's state is carried from window to window (truncated BPTT) and starts anew every epoch
     Source    a function of the number of the step, for data that do not fit on the device
+    Parts     samples of which each member of a sweep has its own
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +52,43 @@ class Stacked(NamedTuple):
     batches: Data
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Parts:
+    """Data of which each member of a sweep has its own part; ``parts[p]`` is the ``Data`` of part p.
+
+    Attributes:
+        data: all samples, as a ``Data`` [N, ...] of which ``samples`` chooses; a ``Data`` with entries [P, n, ...], the
+            samples of P parts; or a list of ``Data``, one per part.
+        samples: whole numbers below N, [P, n], or a list of P rows of them: which samples each part has. Parts may
+            share samples. ``None`` in the other two cases.
+
+    Parts of unequal sizes are filled up with a sample of weight zero, which no mean counts; a loss of your own must
+    then take ``weights``. Shapes are checked where the parts are used, as those of ``Data``.
+    """
+
+    data: Any
+    samples: Any = None
+
+    def __len__(self) -> int:
+        """P, the number of parts."""
+        if self.samples is not None or (isinstance(self.data, list | tuple) and not isinstance(self.data, Data)):
+            return len(self.data if self.samples is None else self.samples)
+        return len(self.data.xs)
+
+    def __getitem__(self, part: int) -> Data:
+        """The ``Data`` of one part, as ``fit`` takes them."""
+        if not -len(self) <= part < len(self):
+            raise IndexError(f"part must be one of {len(self)} parts; got {part}.")
+        if self.samples is None:
+            cut = isinstance(self.data, Data)
+            return jax.tree.map(lambda a: a[part], self.data) if cut else self.data[part]
+        return jax.tree.map(lambda a: a[np.asarray(self.samples[part])], self.data)
+
+    def __iter__(self) -> Iterator[Data]:
+        return (self[part] for part in range(len(self)))
+
+
 Source = Callable[[int], Data]  # step -> the Data of its batch, [B, ...]
 
 
@@ -72,7 +111,8 @@ def batch_index(data: Any, key: Array, first: Array, steps: int, batch_size: int
         return data.batches
     if isinstance(data, Stream):
         return (first + jnp.arange(steps, dtype=jnp.int32)) % windows(data, batch_size, window)
-    return order(key, first, steps, batch_size, len(data.xs))
+    samples = len(data.samples if isinstance(data, Parts) else data.xs)
+    return order(key, first, steps, batch_size, samples)
 
 
 def take(data: Any, index: Any, batch_size: int, window: int | None) -> Data:
@@ -83,6 +123,8 @@ def take(data: Any, index: Any, batch_size: int, window: int | None) -> Data:
         rows = jax.tree.map(lambda a: side_by_side(a, batch_size), data)
         cut = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index * window, window or 1, 1), rows)
         return Data(**cut._asdict())
+    if isinstance(data, Parts):  # of one part, its samples [n]
+        data, index = data.data, data.samples[index]
     return jax.tree.map(lambda a: a[index], data)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -103,21 +103,44 @@ def constrain(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
     return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-def map_members(function: Callable[[Any, Any], Any], members: Any, shared: Any, at_once: int | None, mesh: Any) -> Any:
+def map_members(
+    function: Callable[[Any, Any], Any],
+    members: Any,
+    shared: Any,
+    at_once: int | None,
+    mesh: Any,
+    skipped: Any = None,
+) -> Any:
     """``function(shared, member)`` of all members [M, ...], ``at_once`` of them under ``vmap``; all if ``None``.
 
-    On a mesh, each device computes its own members without communication.
+    Where ``skipped`` is true, bool [M], the results are meaningless, and as few of these members are computed as fill
+    the last ``at_once``. On a mesh, each device computes its own members without communication.
     """
 
-    def map_part(members: Any, shared: Any) -> Any:
+    def map_part(members: Any, skipped: Any, shared: Any) -> Any:
         count = len(jax.tree.leaves(members)[0])
-        return lax.map(partial(function, shared), members, batch_size=min(at_once or count, count))
+        size, one = min(at_once or count, count), partial(function, shared)
+        if skipped is None:
+            return lax.map(one, members, batch_size=size)
+        # Those to compute come first; the last ones are repeated to fill the last ``size``.
+        order = jnp.pad(jnp.argsort(skipped, stable=True), (0, -count % size), mode="edge").astype(jnp.int32)
+        together = jax.vmap(one)
+        shapes = jax.eval_shape(together, jax.tree.map(lambda a: a[:size], members))
+
+        def compute(i: Array, results: Any) -> Any:
+            which = lax.dynamic_slice_in_dim(order, i * size, size)
+            new = together(jax.tree.map(lambda a: a[which], members))
+            return jax.tree.map(lambda all_of, a: all_of.at[which].set(a), results, new)
+
+        rounds = (jnp.sum(~skipped, dtype=jnp.int32) + size - 1) // size
+        empty = jax.tree.map(lambda s: lax.full((count, *s.shape[1:]), 0, s.dtype), shapes)
+        return lax.fori_loop(0, rounds, compute, empty)
 
     if mesh is None:
-        return map_part(members, shared)
+        return map_part(members, skipped, shared)
     split, whole = PartitionSpec(AXIS), PartitionSpec()
-    specs = {"in_specs": (split, whole), "out_specs": split}
-    return jax.shard_map(map_part, mesh=mesh, check_vma=False, **specs)(members, shared)
+    specs = {"in_specs": (split, split, whole), "out_specs": split}
+    return jax.shard_map(map_part, mesh=mesh, check_vma=False, **specs)(members, skipped, shared)
 
 
 def one_copy(tree: Any) -> Any:

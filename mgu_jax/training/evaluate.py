@@ -7,11 +7,12 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -20,11 +21,12 @@ from mgu_jax import checks
 from mgu_jax.layer.noise import Rates
 from mgu_jax.model import Model, check_model, check_reads_on
 from mgu_jax.training.batch import check_limits, limits_of, reads_every_step, run_model
-from mgu_jax.training.data import Data, Stream, as_arrays, check_data, check_stream, take, windows
+from mgu_jax.training.data import Data, Parts, Stream, as_arrays, check_data, check_stream, take, windows
 from mgu_jax.training.devices import map_members, on_own_devices, to_host
 from mgu_jax.training.hyper import Hyper
 from mgu_jax.training.losses import Loss, is_higher_better
 from mgu_jax.training.measure import check_function, measure, takes, weight_of
+from mgu_jax.training.parts import as_parts, of_member, part_of_members, whole
 from mgu_jax.training.step import Recipe
 
 
@@ -32,22 +34,23 @@ from mgu_jax.training.step import Recipe
 def evaluate(
     model: Model,
     params: Any,
-    data: Data | Stream,
+    data: Data | Parts | Stream,
     metrics: tuple[Loss, ...],
     batch_size: int = 1000,
     window: int | None = None,
     after: Stream | None = None,
     **rates: Any,
-) -> list[float]:
+) -> list[Any]:
     """The mean of each metric over all samples or, for a model that reads out every step, over all valid steps.
 
     Noise is off, except that zoneout takes its expectation.
 
     Args:
         model: a ``Model``.
-        params: its parameters.
+        params: its parameters; of ``Parts``, those of the members of a sweep, [M, ...].
         data: samples; or a ``Stream``, read from its beginning with the state carried along. Steps after the last
-            whole window are left out; none are if batch_size is 1 and window divides the number of steps.
+            whole window are left out; none are if batch_size is 1 and window divides the number of steps. Of P
+            ``Parts``, member i is measured on part i % P, and each mean is an array [M].
         metrics: functions such as ``mgu_jax.losses.accuracy``.
         batch_size: samples computed at once, or the number of rows that a stream is cut into.
         window: steps of a stream computed at once; required for a stream, ``None`` for samples.
@@ -63,11 +66,25 @@ def evaluate(
     check_model(model, "apply")
     check_metrics(metrics)
     _check_rates(rates)
+    if isinstance(data, Parts):
+        return _evaluate_members(Evaluator(model, as_parts(data), metrics, batch_size, window), params, rates)
     evaluator = Evaluator(model, data, metrics, batch_size, window, after)
     evaluator.check(params, rates)  # before the limits, which need well-formed data
     check_limits(as_arrays(data), limits_of(metrics, params))
     _check_after(after, params)
     return evaluator.scores(params, rates)
+
+
+def _evaluate_members(evaluator: "Evaluator", params: Any, rates: dict[str, Any]) -> list[np.ndarray]:
+    """``evaluate`` of the members of a sweep, each on its part."""
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"params must be those of members, every array [M, ...], for parts; got sizes {sizes}.")
+    ((total,),) = sizes
+    evaluator.check(jax.tree.map(lambda a: a[0], params), rates)
+    check_limits(evaluator.data.data, limits_of(evaluator.metrics, params))
+    each = {name: jnp.broadcast_to(jnp.asarray(rate, jnp.float32), (total,)) for name, rate in rates.items()}
+    return evaluator.scores_of_members(params, each, part=part_of_members(evaluator.data, total))
 
 
 @on_own_devices
@@ -101,6 +118,8 @@ def predict(
     """
     check_model(model, "apply")
     _check_rates(rates)
+    if isinstance(data, Parts):
+        raise TypeError(f"data must be those of one part, such as data[0]; got {len(data)} parts.")
     if isinstance(data, Data | Stream) and data.targets is None:
         data = data._replace(targets=data.xs)
     evaluator = Evaluator(model, data, (), batch_size, window, after)
@@ -124,6 +143,9 @@ class Evaluator:
     def check(self, params: Any, rates: dict[str, Any]) -> None:
         """Raise what ``scores`` would raise because of shapes and dtypes, without computing anything."""
 
+        if isinstance(self.data, Parts):
+            return replace(self, data=as_parts(self.data)[0]).check(params, rates)
+
         def first(params: Any, rates: Any) -> Any:
             carry = self._first_carry(params)
             with _of_after():
@@ -142,13 +164,20 @@ class Evaluator:
         return [float(mean) for mean in self._means(measured, self._first_carry(params))]
 
     def scores_of_members(
-        self, params: Any, rates: dict[str, Any], at_once: int | None = None, mesh: Mesh | None = None
+        self,
+        params: Any,
+        rates: dict[str, Any],
+        at_once: int | None = None,
+        mesh: Mesh | None = None,
+        part: Any = None,
+        skipped: Any = None,
     ) -> list[np.ndarray]:
         """The mean of each metric, [M], for the members of a sweep: the entries of params and rates are [M, ...].
 
-        ``at_once`` members are computed together, all if ``None``; on a mesh they are split over its devices.
+        ``at_once`` members are computed together, all if ``None``; on a mesh they are split over its devices. ``part``
+        is that of each member, [M], if the data are ``Parts``. Where ``skipped`` is true, [M], nothing is measured.
         """
-        how = {"model": self.model, "at_once": at_once, "mesh": mesh}
+        how = {"model": self.model, "at_once": at_once, "mesh": mesh, "part": part, "skipped": skipped}
         measured = partial(_measure_members, params, rates=rates, **how)
         carry = None if self.window is None else jax.vmap(self._first_carry)(params)
         return self._means(measured, carry)
@@ -210,7 +239,11 @@ class Evaluator:
         data, size, window = self.data, self.batch_size, self.window
         if jax.process_count() > 1:  # arrays of one process cannot be combined with arrays of all
             data = jax.device_get(data)
-        if window is None:
+        if isinstance(data, Parts):
+            data = as_parts(data)
+            for first in range(0, data.samples.shape[1], size):
+                yield Parts(data.data, data.samples[:, first : first + size])  # pyright: ignore (of all members)
+        elif window is None:
             data = check_data(data, 1)
             for first in range(0, len(data.xs), size):
                 yield jax.tree.map(lambda a, first=first: a[first : first + size], data)
@@ -239,16 +272,19 @@ def _measure_members(
     params: Any,
     carry: Any,
     rates: Any,
-    batch: Data,
+    batch: Data | Parts,
     model: Model,
     metrics: tuple[Loss, ...],
     at_once: int | None,
     mesh: Mesh | None,
+    part: Any = None,
+    skipped: Any = None,
 ) -> tuple[list[Array], Array, Any]:
-    def one(batch: Data, member: tuple[Any, Any, Any]) -> tuple[list[Array], Array, Any]:
-        return _measure(*member, batch, model, metrics)
+    def one(batch: Data | Parts, member: tuple[Any, Any, Any, Any]) -> tuple[list[Array], Array, Any]:
+        params, carry, rates, part = member
+        return _measure(params, carry, rates, whole(of_member(batch, part)), model, metrics)
 
-    return map_members(one, (params, carry, rates), batch, at_once, mesh)
+    return map_members(one, (params, carry, rates, part), batch, at_once, mesh, skipped)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -296,12 +332,14 @@ class Validation:
     """What is measured during a run, and when.
 
     Attributes:
-        data: ``Data``, or a ``Stream`` if the recipe has a window.
+        data: ``Data``, or a ``Stream`` if the recipe has a window; in a sweep of P ``Parts`` also P parts, the one of
+            each member.
         metrics: functions as ``evaluate`` takes them; the first decides which parameters are best.
         higher_is_better: whether the first metric is better when higher, as an accuracy, or lower, as a loss. It is
             known of the metrics in ``mgu_jax.losses`` and of the recipe's own loss, and must be said of any other.
         every: calls of the compiled loop between two validations.
-        patience: the run stops after this number of validations in a row without a better score; never if ``None``.
+        patience: a run, or a member of a sweep, stops after this number of validations in a row without a better
+            score; never if ``None``.
         batch_size: samples computed at once; a stream has the recipe's number of rows.
         after: the stream that data continue, such as that of the training, or the end of it. Data are then read in one
             row, from the state after it, as a forecast is made.
@@ -370,10 +408,10 @@ class Validation:
             TypeError, ValueError: as ``fit`` raises of its data.
         """
         try:
-            if recipe.window is None:
-                data: Any = check_data(self.data, 1)
+            if recipe.window is not None:
+                data: Any = check_stream(self.data, self._rows(recipe), recipe.window)
             else:
-                data = check_stream(self.data, self._rows(recipe), recipe.window)
+                data = as_parts(self.data).data if isinstance(self.data, Parts) else check_data(self.data, 1)
             check_limits(data, limits_of((recipe.loss, *self.metrics), params))
             _check_after(self.after, params)
         except (TypeError, ValueError) as error:

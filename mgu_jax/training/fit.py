@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks
 from mgu_jax.training.batch import joined_parts, parts_of
-from mgu_jax.training.data import Data, Source, Stream
+from mgu_jax.training.data import Data, Parts, Source, Stream
 from mgu_jax.training.devices import AXIS, from_first_process, mesh_of, on_own_devices, one_copy, put, put_parts
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, check_one_setting
@@ -85,6 +85,10 @@ def fit(
         ValueError: unusable data, fewer samples than a batch, more devices than are available, or a checkpoint of a run
             with another recipe, hyper or key.
     """
+    for name, given in (("data", data), ("validation.data", getattr(validation, "data", None))):
+        if isinstance(given, Parts):
+            rule = f"{name} must be that of one run, such as {name}[0] (mgu_jax.sweep takes all parts)"
+            raise TypeError(f"{rule}; got {len(given)} parts.")
     job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress, on_interrupt)
     check_one_setting(hyper)
     if state is None:

@@ -12,13 +12,13 @@ import numpy as np
 from jax import Array
 
 from mgu_jax import checks
-from mgu_jax.training.data import Data, Source, Stream
+from mgu_jax.training.data import Data, Parts, Source, Stream
 from mgu_jax.training.devices import on_own_devices
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings
 from mgu_jax.training.identity import Identity, check_identity, identity_of
 from mgu_jax.training.loop import STEPS_PER_CALL, Job, Store, said
-from mgu_jax.training.start import Sweep, init_sweep
+from mgu_jax.training.start import Sweep, init_sweep, per_part
 from mgu_jax.training.step import Recipe
 from mgu_jax.training.sweep import run_sweep
 
@@ -33,7 +33,7 @@ class Halving(NamedTuple):
 @on_own_devices
 def halving(
     recipe: Recipe,
-    data: Data | Stream | Source,
+    data: Data | Parts | Stream | Source,
     *,
     hyper: Hyper,
     keys: Array,
@@ -58,7 +58,7 @@ def halving(
         recipe, data, hyper, keys, steps_per_call, validation, at_once, progress: as ``sweep`` takes them.
         rungs: the steps after which settings are dropped and, last, the step at which the halving ends.
         fraction: the fraction of the settings that is kept after a rung, rounded up. Settings are compared by the mean
-            over seeds of their best scores.
+            of their best scores, over seeds and parts of the data.
         state: where to start if there is no checkpoint, as ``on_call`` received it; the first step if ``None``.
         checkpoints: as ``fit`` takes it.
         devices: as ``sweep`` takes it. When fewer settings are left, as many of these devices as divide them are used.
@@ -80,6 +80,7 @@ def halving(
     checks.check_size("devices", devices)
     if jax.process_count() > 1:
         raise ValueError(f"halving must run in one process; got {jax.process_count()}.")
+    keys = per_part(keys, job.parts)
     (hyper, count), seeds = as_settings(hyper), len(keys)
     reached, left, first, stopped = None, np.arange(count), 0, []
     if state is not None and not isinstance(state, Halving):

@@ -28,6 +28,7 @@ class Hyper(NamedTuple):
     recurrent_dropout: Any = None
     zoneout: Any = None
     dropconnect: Any = None
+    hidden_size: Any = None  # units of each layer, at most the model's width, which None means; a known number
 
     def rates(self) -> dict[str, Any]:
         """The rates of noise that are set here, as ``model.apply`` takes them."""
@@ -52,6 +53,7 @@ _BOUNDS = {
     "clip_norm": ("be above 0 (inf does not clip)", lambda numbers: numbers > 0),
     "initial_scale": _AT_LEAST_0,
     "forget_bias": ("be a number", lambda numbers: ~np.isnan(numbers)),
+    "hidden_size": ("be a whole number of at least 1", lambda numbers: (numbers >= 1) & (numbers % 1 == 0)),
 }
 
 

@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks
 from mgu_jax.training.batch import check_limits, limits_of, parts_of, stack
-from mgu_jax.training.data import check_data, check_stream
+from mgu_jax.training.data import Parts, check_data, check_stream
 from mgu_jax.training.devices import put
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper
 from mgu_jax.training.identity import Identity, check_identity
+from mgu_jax.training.parts import as_parts, check_count
 from mgu_jax.training.progress import Progress
 from mgu_jax.training.start import check_parts
 from mgu_jax.training.step import Recipe
@@ -113,14 +114,23 @@ class Job:
             data = check_stream(data, recipe.batch_size, recipe.window)
         elif callable(data):
             checks.check_takes("data", data, "data(step)", 0)
+        elif isinstance(data, Parts):
+            data = as_parts(data, recipe.batch_size)
         else:
             data = check_data(data, recipe.batch_size, " or a function of the step that returns one")
         object.__setattr__(self, "data", data)
+        if self.validation is not None:
+            check_count("validation.data", self.validation.data, self.parts)
         checks.check_size("steps", self.steps)
         checks.check_size("steps_per_call", self.steps_per_call)
         if recipe.total_steps is not None and recipe.schedule != "constant" and self.steps > recipe.total_steps:
             rule = f"steps must be at most {recipe.total_steps}, the schedule's total_steps"
             raise ValueError(f"{rule}; got {self.steps}.")
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of the data; 1 of data that all members share."""
+        return len(self.data) if isinstance(self.data, Parts) else 1
 
     def size(self, done: int) -> int:
         """The steps of the next call. Calls end at multiples of steps_per_call, wherever the run resumed."""
@@ -142,8 +152,9 @@ class Job:
                 return put_batches(made)
 
             return batches
-        checks.check_not_empty("data.lengths", getattr(self.data, "lengths", None), readout)
-        check_limits(self.data, limits)
+        samples = self.data.data if isinstance(self.data, Parts) else self.data
+        checks.check_not_empty("data.lengths", getattr(samples, "lengths", None), readout)
+        check_limits(samples, limits)
         data = put(self.data, mesh)
         return lambda done: data
 

@@ -27,7 +27,9 @@ class Sweep(NamedTuple):
 
 
 @on_own_devices
-def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Validation | None = None) -> Any:
+def start(
+    recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Validation | None = None, parts: int = 1
+) -> Any:
     """The state before the first step: a ``TrainState`` for one PRNG key, a ``Sweep`` for keys [seeds].
 
     ``fit`` and ``sweep`` start from this state by themselves. It is needed to look at the initial parameters, to change
@@ -38,14 +40,16 @@ def start(recipe: Recipe, key: Array, hyper: Hyper = Hyper(), *, validation: Val
         key: one PRNG key, from which all randomness of the run follows; or keys [seeds], one per seed of a sweep.
         hyper: the numbers of the run; for a sweep, each may be an array [N] of settings.
         validation: that of the run, if it has one. The state then holds the best parameters so far.
+        parts: the number of parts of the data of a sweep.
 
     Raises:
         TypeError: an argument of another type.
         ValueError: numbers out of bounds, or settings of different lengths.
     """
     check_parts(recipe, hyper, validation)
+    checks.check_size("parts", parts)
     if checks.is_keys(key):
-        return init_sweep(recipe, checks.as_keys("key", key), hyper, validation)
+        return init_sweep(recipe, per_part(checks.as_keys("key", key), parts), hyper, validation)
     key = checks.as_key("key", key)
     check_one_setting(hyper)
     return init_state(recipe, key, hyper, validation)
@@ -71,14 +75,18 @@ def check_parts(recipe: Any, hyper: Any, validation: Any) -> None:
 def init_state(recipe: Recipe, key: Array, hyper: Hyper, validation: Validation | None = None) -> TrainState:
     """``start`` for one key."""
     init_key, run_key = jax.random.split(key)
-    example = "model.init(key, forget_bias=, initial_scale=)"
-    checks.check_takes("model.init", recipe.model.init, example, key, forget_bias=0.0, initial_scale=1.0)
+    options = {"forget_bias": hyper.forget_bias, "initial_scale": hyper.initial_scale}
+    if hyper.hidden_size is not None:
+        options["hidden_size"] = checks.as_size("hyper.hidden_size", hyper.hidden_size)
+    example = f"model.init({', '.join(['key', *(f'{name}=' for name in options)])})"
+    checks.check_takes("model.init", recipe.model.init, example, key, **options)
 
     def init() -> Any:
-        return recipe.model.init(init_key, forget_bias=hyper.forget_bias, initial_scale=hyper.initial_scale)
+        return recipe.model.init(init_key, **options)
 
     known = isinstance(recipe.model, Model)
-    params = init() if known else checks.tried("model.init", "a key, forget_bias and initial_scale", init)
+    given = " and ".join(filter(None, [", ".join(["a key", *list(options)[:-1]]), list(options)[-1]]))
+    params = init() if known else checks.tried("model.init", given, init)
     carry = None if recipe.window is None else recipe.model.start(params, (recipe.batch_size,))
     check_reads_on(carry)
     state = TrainState(jnp.int32(0), params, _init_optimizer(recipe, hyper, params), run_key, carry)
@@ -130,17 +138,35 @@ def _check_alike(wanted: Any, came: Any) -> None:
             raise TypeError(f"{path} must stay {wanted.get(path, 'absent')}, and became {came.get(path, 'absent')}")
 
 
+def per_part(keys: Array, parts: int) -> Array:
+    """The keys [seeds] for every part of the data, [seeds * parts]: the parts of a seed are side by side."""
+    return jnp.repeat(keys, parts) if parts > 1 else keys
+
+
 def init_sweep(recipe: Recipe, keys: Array, hyper: Hyper, validation: Validation | None = None) -> Sweep:
     """``start`` for keys [seeds]: the members of one setting are side by side, one per key."""
     hyper, count = as_settings(hyper)
-    members = _init_members(jnp.tile(keys, count), per_member(hyper, len(keys)), recipe)
+    each, sizes, which = per_member(hyper, len(keys)), None, None
+    if hyper.hidden_size is not None:  # each size is drawn by a function of its own
+        sizes, which = np.unique(to_host(each.hidden_size).astype(np.int32), return_inverse=True)
+        sizes, which = tuple(sizes.tolist()), jnp.asarray(which, jnp.int32)
+    members = _init_members(jnp.tile(keys, count), each._replace(hidden_size=None), which, recipe, sizes)
     return Sweep(jnp.int32(0), with_best(members, validation, recipe), jnp.full(count * len(keys), -1, jnp.int32))
 
 
-@partial(jax.jit, static_argnames="recipe")
-def _init_members(keys: Array, hyper: Hyper, recipe: Recipe) -> TrainState:
+@partial(jax.jit, static_argnames=("recipe", "sizes"))
+def _init_members(
+    keys: Array, hyper: Hyper, which: Array | None, recipe: Recipe, sizes: tuple[int, ...] | None
+) -> TrainState:
+    def one(member: tuple[Array, Hyper, Array | None]) -> TrainState:
+        key, hyper, which = member
+        if sizes is None:
+            return init_state(recipe, key, hyper)
+        draw = [lambda size=size: init_state(recipe, key, hyper._replace(hidden_size=size)) for size in sizes]
+        return lax.switch(which, draw)
+
     # Not vmap: a model's init may call what must not run twice at once, such as the orthogonal initializer.
-    return lax.map(lambda member: init_state(recipe, *member), (keys, hyper))
+    return lax.map(one, (keys, hyper, which))
 
 
 def with_best(state: TrainState, validation: Validation | None, recipe: Recipe) -> TrainState:
@@ -162,7 +188,7 @@ def with_best(state: TrainState, validation: Validation | None, recipe: Recipe) 
 def improve(state: TrainState, params: Any, score: Any, counts: Any) -> TrainState:
     """The state with these parameters as the best if their score is better; of members, score and counts are [M].
 
-    A score counts only where ``counts`` is true. nan is never better.
+    Where ``counts`` is false, nothing changes. nan is never better.
     """
     best: Any = state.best
     new = Best(score, state.step, params, jnp.zeros_like(state.step), best.higher)
@@ -176,7 +202,7 @@ def _better(new: Best, old: Best, counts: Any) -> Best:
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(better.reshape(better.shape + (1,) * (a.ndim - better.ndim)), a, b)
 
-    return jax.tree.map(chosen, new, old._replace(waited=old.waited + 1))
+    return jax.tree.map(chosen, new, old._replace(waited=old.waited + jnp.asarray(counts, jnp.int32)))
 
 
 def check_train_state(recipe: Recipe, state: Any, members: bool = False) -> None:

@@ -1,11 +1,13 @@
 """``sweep``: many runs in one compiled program, the loop of ``run_and_report`` under ``vmap`` over settings and seeds.
 
-    N settings         a ``Hyper`` whose entries are [N], made by ``grid`` or ``draw``
-    seeds              PRNG keys [seeds]
-    N * seeds members  one axis, the seeds of a setting side by side: member (n, s) is at n * seeds + s
+    N settings             a ``Hyper`` whose entries are [N], made by ``grid`` or ``draw``
+    S seeds                PRNG keys [S]
+    P parts of the data    ``Parts``; 1 for data that all members share
+    N * S * P members      on one axis: member (n, s, p) is at (n * S + s) * P + p
 
-A member whose loss or parameters are not finite is frozen in its last good state. It is still computed in every call,
-which does not affect the others.
+A member whose loss or parameters are not finite is frozen in its last good state, and one whose patience is used up
+stops in its last state. Where ``at_once`` divides the members into rounds, those that stopped are left out, and the
+others fill fewer rounds; they have the same bits.
 """
 
 import math
@@ -21,13 +23,14 @@ from jax.sharding import Mesh
 
 from mgu_jax import checks
 from mgu_jax.training.batch import joined_parts, parts_of
-from mgu_jax.training.data import Data, Source, Stream
+from mgu_jax.training.data import Data, Parts, Source, Stream
 from mgu_jax.training.devices import AXIS, map_members, mesh_of, on_own_devices, put, to_host
 from mgu_jax.training.evaluate import Validation
 from mgu_jax.training.hyper import Hyper, as_settings, per_member
 from mgu_jax.training.identity import Identity, identity_of
 from mgu_jax.training.loop import STEPS_PER_CALL, Job, Shown, Store, host_loop, joined, restored
-from mgu_jax.training.start import Sweep, check_train_state, improve, init_sweep, with_best
+from mgu_jax.training.parts import of_member, part_of_members
+from mgu_jax.training.start import Sweep, check_train_state, improve, init_sweep, per_part, with_best
 from mgu_jax.training.step import Recipe, TrainState, failed_at, run_and_report
 from mgu_jax.training.wrappers import passed_over
 
@@ -40,9 +43,10 @@ class Member(NamedTuple):
     hyper: Hyper
     score: float
     params: Any
+    part: int = 0  # of the data
 
 
-@partial(jax.jit, static_argnames=("recipe", "steps", "at_once", "mesh"))
+@partial(jax.jit, static_argnames=("recipe", "steps", "at_once", "mesh", "skip"))
 def run_members(
     members: TrainState,
     stopped: Array,
@@ -53,28 +57,44 @@ def run_members(
     steps: int,
     at_once: int | None = None,
     mesh: Mesh | None = None,
+    part: Any = None,
+    over: Any = None,
+    skip: bool = False,
 ) -> tuple[TrainState, Array, Array, dict[str, Array]]:
     """``run_and_report`` of M members: the entries of members, stopped and hyper are [M, ...]; the data are shared.
+
+    Args:
+        members, stopped, hyper, data, recipe, steps, at_once, mesh: the state of the sweep, and how it is trained.
+        part: of the data, for each member, [M]; ``None`` for data without parts.
+        over: which members stopped early, bool [M], and keep their state, as those that were frozen do.
+        skip: compute no more of the members that are over than fill the last ``at_once``.
 
     Returns:
         The new members, the step at which each was frozen or -1, [M], and the losses and the auxiliary values, all of
         [M, steps].
     """
+    over = stopped >= 0 if over is None else over | (stopped >= 0)
 
-    def one(data: Any, member: tuple[TrainState, Array, Hyper]) -> tuple[TrainState, Array, Array, dict[str, Array]]:
-        state, stopped, hyper = member
-        new, losses, others = run_and_report(state, hyper, data, recipe=recipe, steps=steps)
+    def one(data: Any, member: tuple[TrainState, Array, Hyper, Any]) -> tuple[Any, Array, Array, dict[str, Array]]:
+        state, stopped, hyper, part = member
+        new, losses, others = run_and_report(state, hyper, of_member(data, part), recipe=recipe, steps=steps)
         failed = failed_at(losses, new.params, new.opt_state)
         stopped = jnp.where((stopped < 0) & (failed >= 0), state.step + failed, stopped)
         return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses, others
 
-    return map_members(one, (members, stopped, hyper), data, at_once, mesh)
+    reached = map_members(one, (members, stopped, hyper, part), data, at_once, mesh, over if skip else None)
+
+    def chosen(old: Array, new: Array) -> Array:
+        return jnp.where(over.reshape(over.shape + (1,) * (new.ndim - 1)), old, new)
+
+    new, at, losses, others = reached
+    return jax.tree.map(chosen, members, new), chosen(stopped, at), losses, others
 
 
 @on_own_devices
 def sweep(
     recipe: Recipe,
-    data: Data | Stream | Source,
+    data: Data | Parts | Stream | Source,
     *,
     hyper: Hyper,
     keys: Array,
@@ -97,19 +117,23 @@ def sweep(
     Args:
         recipe, data, steps, steps_per_call, checkpoints, on_interrupt, progress: as ``fit`` takes them. The order of
             the samples follows from each member's key; a stream, and the batches of a function, are the same for all
-            members, and every process makes them whole.
+            members, and every process makes them whole. Of P ``Parts``, each setting with each seed is trained on every
+            part, and member i of the N * seeds * P members has part i % P.
         hyper: each entry is a number or [N].
         keys: PRNG keys [seeds], as ``jax.random.split(key, seeds)`` makes them.
         state: where to start if there is no checkpoint; ``mgu_jax.start(recipe, keys, hyper)`` if ``None``.
-        validation: as ``fit`` takes it, without patience; ``members.best`` holds the best parameters of each member.
-        at_once: members computed together on a device, in training and in validation; all if ``None``.
+        validation: as ``fit`` takes it, on data that all members share or on the same number of parts;
+            ``members.best`` holds the best parameters of each member. A member whose patience is used up stops, and
+            ``members.step`` says when; it does not continue if the sweep resumes with more patience.
+        at_once: members computed together on a device, in training and in validation; all if ``None``. Otherwise
+            members that stopped cost nothing more: the others fill fewer rounds of ``at_once`` members.
         devices: the number of devices, over all processes, that the members are split over; it must divide their
             number.
         on_call: as ``fit`` calls it, with the losses [M, steps of the call] and, by name, the scores [M].
 
     Returns:
-        The final state, and the losses [M, steps] of the steps taken here, nan after a member was frozen. The sweep
-        ends early when all members are frozen.
+        The final state, and the losses [M, steps] of the steps taken here, nan after a member was frozen or stopped.
+        The sweep ends early when that is so of all members.
 
     Raises:
         Damaged: the newest checkpoint cannot be restored.
@@ -118,17 +142,18 @@ def sweep(
         ValueError: what ``fit`` raises, or entries of different lengths.
     """
     job = Job(recipe, data, hyper, steps, steps_per_call, validation, checkpoints, on_call, progress, on_interrupt)
-    return run_sweep(job, keys, state, at_once, devices)
+    keys = checks.as_keys("keys", keys)
+    return run_sweep(job, per_part(keys, job.parts), state, at_once, devices)
 
 
 def run_sweep(
     job: Job, keys: Any, state: Sweep | None, at_once: int | None, devices: int, identity: Identity | None = None
 ) -> tuple[Sweep, np.ndarray]:
-    """What ``sweep`` returns. ``identity`` is that of the run to which the sweep belongs; its own if ``None``."""
+    """What ``sweep`` returns, for the keys [seeds * parts] of ``per_part``.
+
+    ``identity`` is that of the run to which the sweep belongs; its own if ``None``.
+    """
     recipe, validation = job.recipe, job.validation
-    if validation is not None and validation.patience is not None:
-        raise ValueError(f"validation.patience must be None in a sweep; got {validation.patience}.")
-    keys = checks.as_keys("keys", keys)
     if at_once is not None:
         checks.check_size("at_once", at_once)
     (hyper, count), seeds = as_settings(job.hyper), len(keys)
@@ -150,26 +175,53 @@ def run_sweep(
     feed = job.feed(state.members.params, mesh, put_whole, recipe.batch_size)
     first = restored(job.checkpoints, state, identity)
     found = with_best(first.members, validation, recipe)
-    members, stopped, each = put((found, first.stopped, each), mesh, AXIS)
-    runner = _Members(job, each, to_host(stopped), at_once, mesh)
-    reached, losses = host_loop(job, runner, Sweep(put_whole(first.step), members, stopped), feed, identity)
+    members, stopped, each, part = put((found, first.stopped, each, part_of_members(job.data, total)), mesh, AXIS)
+    first = Sweep(put_whole(first.step), members, stopped)
+    reached, losses = host_loop(job, _Members(job, first, each, part, at_once, mesh), first, feed, identity)
     return reached, joined(losses) if losses else np.zeros((total, 0))
 
 
 class _Members:
-    """The members of a sweep, as the loop on the host sees them; ``frozen`` is ``stopped`` after the last call."""
+    """The members of a sweep, as the loop on the host sees them.
 
-    def __init__(self, job: Job, hyper: Hyper, frozen: np.ndarray, at_once: int | None, mesh: Mesh | None):
-        self.job, self.hyper, self.frozen, self.at_once, self.mesh = job, hyper, frozen, at_once, mesh
+    After the last call, ``frozen`` says at which step each member was frozen, or -1, and ``over`` which members take no
+    further steps. ``scores`` are those of the last validation, and ``settled`` says which of them remain as they are.
+    """
+
+    def __init__(self, job: Job, state: Sweep, hyper: Hyper, part: Any, at_once: int | None, mesh: Mesh | None):
+        self.job, self.hyper, self.part, self.at_once, self.mesh = job, hyper, part, at_once, mesh
+        self.frozen = to_host(state.stopped)
+        # One that stopped, in the run that the state comes from, has taken fewer steps than the sweep.
+        self.over = (self.frozen >= 0) | (to_host(state.members.step) < int(state.step)) | self._impatient(state)
+        self.scores: list[np.ndarray] = []
+        self.settled = np.zeros_like(self.over)
+
+    def _impatient(self, state: Sweep) -> np.ndarray:
+        """Which members have used up their patience, bool [M]."""
+        patience = self.job.validation and self.job.validation.patience
+        return np.zeros(len(self.frozen), bool) if patience is None else to_host(state.members.best.waited) >= patience
+
+    def _how(self, skippable: np.ndarray) -> tuple[dict[str, Any], bool]:
+        """How the members are computed, and whether those that are skippable are skipped: if it saves a round.
+
+        All rounds have ``at_once`` members, so that a member has the same bits in any of them.
+        """
+        devices = 1 if self.mesh is None else self.mesh.size
+        total, left = len(skippable) // devices, int((~skippable).reshape(devices, -1).sum(1).max())
+        at_once = min(self.at_once or total, total)
+        how = {"at_once": self.at_once, "mesh": self.mesh, "part": self.part}
+        return how, -(-left // at_once) < -(-total // at_once)
 
     def is_over(self, state: Sweep) -> bool:
-        return bool((self.frozen >= 0).all())
+        return bool(self.over.all())
 
     def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, list[Any]]:
         members, stopped, seen = state.members, state.stopped, []
+        how, skip = self._how(self.over)
+        over = put(self.over, self.mesh, AXIS)
         for part, steps in parts_of(data, size):
-            how = {"recipe": self.job.recipe, "steps": steps, "at_once": self.at_once, "mesh": self.mesh}
-            members, stopped, *losses_and_others = run_members(members, stopped, self.hyper, part, **how)
+            more = {"recipe": self.job.recipe, "steps": steps, "over": over, "skip": skip}
+            members, stopped, *losses_and_others = run_members(members, stopped, self.hyper, part, **how, **more)
             seen.append(losses_and_others)
         return members, stopped, seen
 
@@ -180,8 +232,9 @@ class _Members:
         losses, others = joined_parts(to_host(seen))
         self.frozen = to_host(stopped)
         step, at = np.arange(done, done + size), self.frozen[:, None]
-        losses = np.where((at >= 0) & (step >= at), np.nan, losses)
-        others = {name: values.mean(1) for name, values in others.items()}
+        losses = np.where(self.over[:, None] | ((at >= 0) & (step >= at)), np.nan, losses)
+        others = {name: np.where(self.over, np.nan, values.mean(1)) for name, values in others.items()}
+        self.over = self.over | (self.frozen >= 0)
         return Sweep(put(jnp.int32(done + size), self.mesh), members, stopped), losses, others
 
     def validate(self, state: Sweep) -> tuple[Sweep, dict[str, np.ndarray]]:
@@ -190,18 +243,27 @@ class _Members:
         params = members.params
         if self.job.recipe.evaluate_at is not None:
             params = _eval_params(members._replace(carry=None, best=None), recipe=self.job.recipe)
-        scores = evaluator.scores_of_members(params, self.hyper.rates(), self.at_once, self.mesh)
-        members = improve(members, params, scores[0].astype(np.float32), self.frozen < 0)
+        how, skip = self._how(self.settled)
+        skipped = put(self.settled, self.mesh, AXIS) if skip else None
+        scores = evaluator.scores_of_members(params, self.hyper.rates(), skipped=skipped, **how)
+        if self.settled.any():
+            scores = [np.where(self.settled, old, new) for old, new in zip(self.scores, scores, strict=True)]
+        self.scores = scores
+        members = improve(members, params, scores[0].astype(np.float32), ~self.over)
         members = put(members, self.mesh, AXIS)
-        return state._replace(members=members), dict(zip(validation.names, scores, strict=True))
+        state = state._replace(members=members)
+        self.over = self.settled = self.over | self._impatient(state)
+        return state, dict(zip(validation.names, scores, strict=True))
 
     def show(self, state: Sweep, losses: np.ndarray, scores: dict[str, np.ndarray]) -> Shown:
         living, total, over = self.frozen < 0, len(self.frozen), int(np.sum(passed_over(state)))
+        early = self.over & living
         notes = [] if living.all() else [f"{(~living).sum()} of {total} members frozen"]
+        notes += [f"{early.sum()} of {total} members stopped early"] if early.any() else []
         notes += [f"{over} batch{'es' if over > 1 else ''} passed over"] if over else []
         last = losses[living, -1]
         good = last[np.isfinite(last)]
-        loss = float(good.mean()) if good.size else math.nan
+        loss = float(good.mean(dtype=np.float64)) if good.size else math.nan  # one that grows may overflow float32
         if not living.any():
             return Shown(loss, {}, ", ".join(notes))
         seen = {f"mean {name}": float(score[living].mean()) for name, score in scores.items()}
@@ -256,7 +318,8 @@ def member_rows(state: Sweep, hyper: Hyper) -> list[dict[str, Any]]:
 def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
     """The member with the best score, with its best parameters as an ordinary pytree.
 
-    ``hyper`` and ``validation`` are those of the sweep. If a rate of noise was swept, evaluate with it:
+    ``hyper`` and ``validation`` are those of the sweep. The scores of members on different parts of the data are hard
+    to compare. If a rate of noise was swept, evaluate with it:
     ``mgu_jax.evaluate(model, member.params, data, metrics, zoneout=member.hyper.zoneout)``. With several processes, all
     of them must call this.
 
@@ -276,5 +339,6 @@ def best_member(state: Sweep, hyper: Hyper, validation: Validation) -> Member:
         raise ValueError("state must hold a member with a score; all were frozen before their first validation.")
     i = int(np.argmax(np.where(np.isfinite(score), score if to_host(best.higher).all() else -score, -np.inf)))
     n, s = divmod(i, seeds)
+    s, p = divmod(s, len(validation.data) if isinstance(validation.data, Parts) else 1)
     params = jax.tree.map(lambda a: a[i], to_host(best.params))
-    return Member(n, s, jax.tree.map(lambda a: a[n], hyper), float(score[i]), params)
+    return Member(n, s, jax.tree.map(lambda a: a[n], hyper), float(score[i]), params, p)

@@ -483,7 +483,6 @@ SWEEP = [
         "nothing",
     ),
     ({"at_once": 0}, "at_once", "a whole number of at least 1", 0),
-    ({"validation": halves(patience=2)}, "validation.patience", "None in a sweep", 2),
 ]
 
 
@@ -535,7 +534,6 @@ HALVING = [
     ({"keys": 3}, "keys", "PRNG keys [seeds]", 3),
     ({"keys": KEYS[0]}, "keys", "PRNG keys [seeds]", "key<fry> []"),
     ({"validation": None}, "validation", "a Validation", None),
-    ({"validation": halves(patience=2)}, "validation.patience", "None in a sweep", 2),
     ({"rungs": (2, "a")}, "rungs", "a rising row of steps, at least one", (2, "a")),
     ({"rungs": (2.5, 4)}, "rungs", "a rising row of steps, at least one", (2.5, 4)),
     ({"rungs": (5, 5)}, "rungs", "a rising row of steps, at least one", (5, 5)),
