@@ -35,6 +35,7 @@ NAMES = {
     "rl-tuning": "tasks.rl_tuning",
     "rl-speed": "speed.agents",
     "identification": "tasks.identification",
+    "subjects": "tasks.subjects",
     "jacobians": "speed.jacobians",
     "parallel": "speed.parallel",
     "earlier": "speed.earlier",
