@@ -550,8 +550,8 @@ def narrowed(model: Model, params: ModelParams, hidden_size: int) -> tuple[Model
 
     Raises:
         TypeError: model is not a ``Model``, params are not a ``ModelParams``, or hidden_size is not a known number.
-        ValueError: hidden_size is above the width of a layer, the cell has layer_norm, the model has tie, or a unit that
-            would be cut off is not zero.
+        ValueError: hidden_size is above the width of a layer, the cell has layer_norm, the model has tie, or a unit
+            that would be cut off is not zero.
     """
     if not isinstance(model, Model):
         raise TypeError(f"model must be a Model; got {checks.describe(model)}.")

@@ -113,14 +113,15 @@ def map_members(
 ) -> Any:
     """``function(shared, member)`` of all members [M, ...], ``at_once`` of them under ``vmap``; all if ``None``.
 
-    Where ``skipped`` is true, bool [M], the results are meaningless, and as few of these members are computed as fill
-    the last ``at_once``. On a mesh, each device computes its own members without communication.
+    Where ``skipped`` is true, bool [M], the results are meaningless. If ``at_once`` divides the members into rounds,
+    the others come first, and there are as few rounds as they need. On a mesh, each device computes its own members
+    without communication.
     """
 
     def map_part(members: Any, skipped: Any, shared: Any) -> Any:
         count = len(jax.tree.leaves(members)[0])
         size, one = min(at_once or count, count), partial(function, shared)
-        if skipped is None:
+        if skipped is None or size == count:
             return lax.map(one, members, batch_size=size)
         # Those to compute come first; the last ones are repeated to fill the last ``size``.
         order = jnp.pad(jnp.argsort(skipped, stable=True), (0, -count % size), mode="edge").astype(jnp.int32)

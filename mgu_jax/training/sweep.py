@@ -46,7 +46,7 @@ class Member(NamedTuple):
     part: int = 0  # of the data
 
 
-@partial(jax.jit, static_argnames=("recipe", "steps", "at_once", "mesh", "skip"))
+@partial(jax.jit, static_argnames=("recipe", "steps", "at_once", "mesh"))
 def run_members(
     members: TrainState,
     stopped: Array,
@@ -59,15 +59,14 @@ def run_members(
     mesh: Mesh | None = None,
     part: Any = None,
     over: Any = None,
-    skip: bool = False,
 ) -> tuple[TrainState, Array, Array, dict[str, Array]]:
     """``run_and_report`` of M members: the entries of members, stopped and hyper are [M, ...]; the data are shared.
 
     Args:
         members, stopped, hyper, data, recipe, steps, at_once, mesh: the state of the sweep, and how it is trained.
         part: of the data, for each member, [M]; ``None`` for data without parts.
-        over: which members stopped early, bool [M], and keep their state, as those that were frozen do.
-        skip: compute no more of the members that are over than fill the last ``at_once``.
+        over: which members stopped early, bool [M]. They keep their state, as those that were frozen do, and are left
+            out where ``at_once`` divides the members into rounds.
 
     Returns:
         The new members, the step at which each was frozen or -1, [M], and the losses and the auxiliary values, all of
@@ -82,7 +81,7 @@ def run_members(
         stopped = jnp.where((stopped < 0) & (failed >= 0), state.step + failed, stopped)
         return jax.tree.map(partial(jnp.where, stopped < 0), new, state), stopped, losses, others
 
-    reached = map_members(one, (members, stopped, hyper, part), data, at_once, mesh, over if skip else None)
+    reached = map_members(one, (members, stopped, hyper, part), data, at_once, mesh, over)
 
     def chosen(old: Array, new: Array) -> Array:
         return jnp.where(over.reshape(over.shape + (1,) * (new.ndim - 1)), old, new)
@@ -189,7 +188,7 @@ class _Members:
     """
 
     def __init__(self, job: Job, state: Sweep, hyper: Hyper, part: Any, at_once: int | None, mesh: Mesh | None):
-        self.job, self.hyper, self.part, self.at_once, self.mesh = job, hyper, part, at_once, mesh
+        self.job, self.hyper, self.mesh, self.how = job, hyper, mesh, {"part": part, "at_once": at_once, "mesh": mesh}
         self.frozen = to_host(state.stopped)
         # One that stopped, in the run that the state comes from, has taken fewer steps than the sweep.
         self.over = (self.frozen >= 0) | (to_host(state.members.step) < int(state.step)) | self._impatient(state)
@@ -201,27 +200,15 @@ class _Members:
         patience = self.job.validation and self.job.validation.patience
         return np.zeros(len(self.frozen), bool) if patience is None else to_host(state.members.best.waited) >= patience
 
-    def _how(self, skippable: np.ndarray) -> tuple[dict[str, Any], bool]:
-        """How the members are computed, and whether those that are skippable are skipped: if it saves a round.
-
-        All rounds have ``at_once`` members, so that a member has the same bits in any of them.
-        """
-        devices = 1 if self.mesh is None else self.mesh.size
-        total, left = len(skippable) // devices, int((~skippable).reshape(devices, -1).sum(1).max())
-        at_once = min(self.at_once or total, total)
-        how = {"at_once": self.at_once, "mesh": self.mesh, "part": self.part}
-        return how, -(-left // at_once) < -(-total // at_once)
-
     def is_over(self, state: Sweep) -> bool:
         return bool(self.over.all())
 
     def launch(self, state: Sweep, data: Any, size: int) -> tuple[TrainState, Array, list[Any]]:
         members, stopped, seen = state.members, state.stopped, []
-        how, skip = self._how(self.over)
         over = put(self.over, self.mesh, AXIS)
         for part, steps in parts_of(data, size):
-            more = {"recipe": self.job.recipe, "steps": steps, "over": over, "skip": skip}
-            members, stopped, *losses_and_others = run_members(members, stopped, self.hyper, part, **how, **more)
+            how = {"recipe": self.job.recipe, "steps": steps, "over": over} | self.how
+            members, stopped, *losses_and_others = run_members(members, stopped, self.hyper, part, **how)
             seen.append(losses_and_others)
         return members, stopped, seen
 
@@ -243,9 +230,8 @@ class _Members:
         params = members.params
         if self.job.recipe.evaluate_at is not None:
             params = _eval_params(members._replace(carry=None, best=None), recipe=self.job.recipe)
-        how, skip = self._how(self.settled)
-        skipped = put(self.settled, self.mesh, AXIS) if skip else None
-        scores = evaluator.scores_of_members(params, self.hyper.rates(), skipped=skipped, **how)
+        settled = put(self.settled, self.mesh, AXIS)
+        scores = evaluator.scores_of_members(params, self.hyper.rates(), skipped=settled, **self.how)
         if self.settled.any():
             scores = [np.where(self.settled, old, new) for old, new in zip(self.scores, scores, strict=True)]
         self.scores = scores
