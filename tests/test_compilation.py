@@ -149,7 +149,7 @@ def products(jaxpr):
 def test_number_of_products_inside_the_loops(name, reverse, segment):
     """Input products and weight gradients are outside the loops, and one product of width 2H replaces two."""
     cell, xs = laws.NAMED[name], jnp.zeros((8, 2, 3))
-    params = mgu.init(jax.random.key(0), 3, 4, cell)
+    params = mgu.init(jax.random.key(0), 3, 5, cell)  # of at most 4 units, the products would be written out
 
     def loss(params, xs):
         return jnp.sum(mgu.scan(params, xs, reverse=reverse, segment=segment, cell=cell)[0] ** 2)

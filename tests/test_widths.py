@@ -130,9 +130,9 @@ def test_errors():
     with_size = lambda size: mgu.Hyper(hidden_size=size)  # noqa: E731
     rejects(lambda: model.init(key, hidden_size=5), "hidden_size", "at most 4, the width of the model", 5)
     rejects(lambda: model.init(key, hidden_size=0), "hidden_size", "a whole number of at least 1", 0)
-    rejects(
-        lambda: normed.init(key, hidden_size=2), "hidden_size", "None for a cell with layer_norm", "layer_norm=True"
-    )
+    rejects(lambda: normed.init(key, hidden_size=2), "hidden_size", "None for a cell with layer_norm", 2)
+    tied = mgu.Model(9, (4,), 9, embedding_size=4, tie=True)
+    rejects(lambda: tied.init(key, hidden_size=2), "hidden_size", "None for a model with tie", 2)
     rejects(lambda: mgu.narrowed(model, params, 2.5), "hidden_size", "a whole number", 2.5)
     rejects(lambda: mgu.narrowed(model, params, 3), "params.layers[0].W_f", "zero in the units that are cut off")
     rejects(lambda: mgu.narrowed(3, params, 3), "model", "a Model", 3)
@@ -142,6 +142,4 @@ def test_errors():
     rejects(lambda: start(model, 0), "hyper.hidden_size", "a whole number of at least 1", 0)
     rejects(lambda: start(model, 1.5), "hyper.hidden_size", "a whole number of at least 1", 1.5)
     rejects(lambda: start(model, 7), "hidden_size", "at most 4", 7)
-    rejects(
-        lambda: start(Own(), 2), "model.init", "model.init(key, forget_bias=, initial_scale=, hidden_size=)", "init"
-    )
+    rejects(lambda: start(Own(), 2), "model.init", "(key, forget_bias=, initial_scale=, hidden_size=)", "init")

@@ -11,7 +11,7 @@ from experiments.harness.bandit import INPUTS, QParams, learn, logits_of
 from experiments.harness.plots import CELLS, WIDTH, digest_of, figure_of, save
 
 STYLES = ("solid", "dashed", "dotted", "dashdot")
-SHADE = {"cmap": "PuOr", "vmin": 0, "vmax": 1, "shading": "auto", "rasterized": True}
+SHADE = {"cmap": "PuOr", "vmin": 0, "vmax": 1, "shading": "auto", "rasterized": True, "alpha": 0.6}
 
 
 def digest(result: dict[str, Any]) -> str:

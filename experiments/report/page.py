@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments.harness import cells, measures, plots
+from experiments.harness import cells, measures, plots, portraits
 from experiments.report import questions, tasks
 from experiments.run import BadRequest
 from experiments.speed import agents, earlier, features, jacobians, overhead, parallel, tables
 from experiments.speed import plots as speed_plots
-from experiments.tasks import identification, memory, rl, rl_tuning
+from experiments.tasks import identification, memory, rl, rl_tuning, subjects
 
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
 TASKS_PAGE = "results/README.md"
@@ -114,6 +114,8 @@ def tables_of(folder: Path) -> dict[str, str]:
         made["earlier"] = earlier.table(result["rows"], result["versions"], result["earlier"])
     if rows := _result(folder, "training").get("rows"):
         made["training"] = "\n".join(overhead.table(rows))
+    if result := _result(folder, "subjects"):
+        made["subjects"] = subjects.table(result)
     if rows := _result(folder, "memory").get("rows"):
         made["memory"] = memory.table(rows)
     for name, module in {"rl": rl, "rl-tuning": rl_tuning, "rl-speed": agents}.items():
@@ -179,6 +181,9 @@ def pictures_of(folder: Path) -> Iterable[tuple[Path, str, Callable[[], Any]]]:
                 plots.seeds_of_ways(path, runs, questions.QUESTIONS[name], measure_of)
 
             yield path, plots.digest(runs), draw
+    if result := _result(folder, "subjects"):
+        path = folder / "results" / "subjects.png"
+        yield path, portraits.digest(result), lambda path=path, result=result: portraits.subjects(path, result)
     if rows := _result(folder, "memory").get("rows"):
         path = folder / "results" / "memory.png"
         yield path, plots.digest_of(rows), lambda path=path, rows=rows: plots.memory_curves(path, rows)

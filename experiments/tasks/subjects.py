@@ -7,6 +7,7 @@ Q-learning itself, are fitted to each with five folds and three seeds, and measu
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,12 +69,8 @@ def main(config: Config) -> None:
     simulated = bandit.simulate(key, subjects, FOLDS, config.trials)
     rows, known = [], {}
     for fitted in models_of(simulated):
-        path = run.path(f"{fitted.name.replace(' ', '-')}.json")
-        if config.resume and path.exists():
-            row = json.loads(path.read_text())
-        else:
-            row = fit(run, config, fitted, simulated, steps, devices)
-            run.write(path.name, row)
+        name = fitted.name.replace(" ", "-")
+        row = once(run, name, lambda fitted=fitted: fit(run, config, fitted, simulated, steps, devices))
         known[fitted.name] = row
         run.log(len(known), fitted.name, nats=float(np.mean(row["nats"])), networks=row["networks"])
         rows += summary(row, fitted, simulated)
@@ -88,12 +85,20 @@ def main(config: Config) -> None:
         "seconds": {name: row["seconds"] for name, row in known.items()},
         "rows": [row for row in rows if not row["model"].startswith("true ")],
         "winner": winner(known["mgu"], simulated),
-        "beside_one": beside_one(config, simulated, devices),
+        "beside_one": once(run, "beside-one", lambda: beside_one(config, simulated, devices)),
     }
     run.finish(numbers)
     portraits.subjects(run.path("subjects.png"), numbers)
     print(f"\n{table(numbers)}\n")
     run.close()
+
+
+def once(run: Run, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` returns, kept in the folder of the run, where a run that resumes finds it."""
+    path = run.path(f"{name}.json")
+    if not path.exists():
+        run.write(path.name, make())
+    return json.loads(path.read_text())
 
 
 def recipe_of(model: Any, steps: int) -> mgu.Recipe:
@@ -216,13 +221,13 @@ def _references(subjects: Subjects) -> list[dict[str, Any]]:
 
 
 def winner(row: dict[str, Any], subjects: Subjects) -> dict[str, Any]:
-    """The MGU of two units that comes nearest to a subject who forgets, and the fixed points of both.
+    """The MGU of two units that predicts a subject who forgets best of all, and the fixed points of both.
 
     At each constant input, the state has one fixed point or several; each is a preference, logit of left minus right.
     """
     who = subjects.kind("forgetting")
     nats = chosen_nats(row)[WIDTHS.index(2)]
-    i = int(who[np.argmin(nats[who] - subjects.nats[who])])
+    i = int(who[np.argmin(nats[who])])
     params = jax.tree.map(lambda a: jnp.asarray(a[i], jnp.float32), mgu.Params(**_arrays(row["params"]["layer"])))
     W_y, b_y, own = np.array(row["params"]["W_y"][i]), np.array(row["params"]["b_y"][i]), subjects.own(i)
     line, found = jnp.linspace(-0.9, 0.9, 7), {}

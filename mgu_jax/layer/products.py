@@ -70,7 +70,7 @@ class Products:
             x, W = x.astype(self.compute_dtype), W.astype(self.compute_dtype)
         if W.ndim == 1:
             return x.astype(dtype) * like(W.astype(dtype), x)
-        if max(W.shape) <= SMALL:
+        if len(W) and max(W.shape) <= SMALL:
             x, W, shape = x.astype(dtype), W.astype(dtype), (*x.shape[:-1], W.shape[1])
             first, *others = (x[..., i : i + 1] * repeated(W[i], shape) for i in range(len(W)))
             return sum(others, first)

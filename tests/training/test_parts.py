@@ -62,7 +62,7 @@ def fit_alone(i, train, valid, readout="last", **options):
     return mgu.fit(recipe(readout), train[p], **how)
 
 
-@pytest.mark.parametrize("readout", ["last", "all"])
+@pytest.mark.parametrize("readout", ["last", pytest.param("all", marks=pytest.mark.slow)])
 def test_every_member_is_the_run_alone_on_its_part(readout, x64):
     """In float64 to 1e-12: losses, parameters, scores, and what ``evaluate`` measures; folds of unequal sizes too."""
     train, valid, test = mgu.folds(mgu.Parts(data(readout)), 3, key=jax.random.key(3), validation=True)
@@ -99,6 +99,7 @@ def test_permuting_the_parts_permutes_the_members():
         by_position[P]
 
 
+@pytest.mark.slow
 def test_one_part_is_data_that_all_share():
     shared = at(data(), 0)
     state, values = run(shared)
@@ -228,6 +229,7 @@ def test_two_devices_leave_out_members_too():
     np.testing.assert_allclose(others, values, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_halving_compares_settings_over_seeds_and_parts():
     train, held_out = mgu.folds(mgu.Parts(data()), 5)
     validation = mgu.Validation(held_out, (losses.cross_entropy,), patience=3)
@@ -242,6 +244,7 @@ def test_halving_compares_settings_over_seeds_and_parts():
     assert same(mgu.halving(recipe(), train, rungs=(6, 12), state=states[2], **how), (state, settings, left))
 
 
+@pytest.mark.slow
 def test_best_member_says_which_part_it_has():
     train, held_out = mgu.folds(mgu.Parts(data()), 5)
     validation = mgu.Validation(held_out, (losses.cross_entropy,))

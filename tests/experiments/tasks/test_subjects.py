@@ -24,7 +24,7 @@ def test_subjects_resume_to_the_same_scores(tmp_path):
     assert [by_model["mgu", width]["parameters"] for width in (1, 2, 4)] == [14, 30, 74]
     assert abs(by_model["chance", None]["nats"] - 0.6931) < 1e-4
     assert by_model["subject", None]["gap"] == 0
-    for name in ("gru", "true-both"):
+    for name in ("gru", "true-both", "beside-one"):
         (folder / f"{name}.json").unlink()
     assert run(*flags, "--resume") == 0
     again = result(folder)
