@@ -49,7 +49,7 @@ def test_the_gru_is_flax_s():
     xs = jax.random.normal(KEY, (9, 5, 3))
     run = linen.RNN(linen.GRUCell(features=4, parent=None), time_major=True)
     hs = run.apply({"params": {"cell": theirs}}, xs)
-    assert relative_error(model.apply(params, xs), hs @ params.W_y + params.b_y) < 2e-6
+    assert relative_error(model.apply(params, xs), hs @ params.W_y + params.b_y[None, None]) < 2e-6
 
 
 def test_a_narrow_gru_has_zero_units_for_ever():
