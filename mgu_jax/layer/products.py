@@ -65,15 +65,15 @@ class Products:
         """x W [..., H], for x [..., D]."""
         if W is None:
             return None
-        dtype = x.dtype
+        dtype, kept = x.dtype, wide(x)
         if self.compute_dtype is not None:
             x, W = x.astype(self.compute_dtype), W.astype(self.compute_dtype)
         if W.ndim == 1:
             return x.astype(dtype) * like(W.astype(dtype), x)
         if len(W) and max(W.shape) <= SMALL:
-            x, W, shape = x.astype(dtype), W.astype(dtype), (*x.shape[:-1], W.shape[1])
+            x, W, shape = x.astype(kept), W.astype(kept), (*x.shape[:-1], W.shape[1])
             first, *others = (x[..., i : i + 1] * repeated(W[i], shape) for i in range(len(W)))
-            return sum(others, first)
+            return sum(others, first).astype(dtype)
         return jnp.matmul(x, W, precision=self.precision, preferred_element_type=dtype)
 
     def weight(self, x: Array, dz: Array, W: Term) -> Term:
