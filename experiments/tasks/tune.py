@@ -128,3 +128,19 @@ def main(config: Config) -> None:
         start = f"{row['forget_bias']}, {row['initializer']}"
         print(f"  rate {row['learning_rate']:.4f}  {start:22} {score:.2%} after {step} steps")
     run.close()
+
+
+def table(result: dict[str, Any]) -> str:
+    """One row per setting, the best first: the accuracy on the held-out images at the end of each rung it reached."""
+    ends = [str(step) for step in result["rungs"]]
+    heads = (f"after {int(step):,} steps" for step in ends)
+    lines = [
+        f"| learning rate | initial forget biases | initial W | {' | '.join(heads)} |",
+        "|---|---|---|" + "---|" * len(ends),
+    ]
+    for row in result["settings"]:
+        bias, start = row["forget_bias"], {"orthogonal": "Glorot", "lecun": "LeCun"}[row["initializer"]]
+        scores = (f"{row['accuracy'][step]:.2%}" if step in row["accuracy"] else "" for step in ends)
+        named = bias if isinstance(bias, str) else f"b_f = {bias:g}"
+        lines.append(f"| {row['learning_rate']:.3g} | {named} | {start} | {' | '.join(scores)} |")
+    return "\n".join(lines)
