@@ -41,7 +41,7 @@ JOINT = "dseen = product(jnp.concatenate([ds_f, ds_r], -1), weights.UT)"
 DH = "return add(dh_next * (1 - u), masked(dseen, weights.mask)), dz_f, dz_h"
 DX = "dx = add(product(ds_h, transposed(p.W_h)), product(ds_f, transposed(p.W_f)))"
 DH_RESET = "dh_reset = add(dh_reset, jnp.where(reset, dh, 0).astype(wide(dh)))"
-DPARAMS = "jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, dparams_segment)"
+DPARAMS = "jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, part)"
 
 MUTANTS = [
     Mutant("4", "dz_h = dh_next * u * slope_c", "dz_h = -dh_next * u * slope_c"),
@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant("13", "dh_next = add(dhs_t, dh)", "dh_next = dh"),
     Mutant("13", "dh_next = add(dhs_t, dh)", "dh_next = dhs_t"),
     Mutant("14", "weight_gradients(weights, xs, h, gates", "weight_gradients(weights, xs, hs, gates"),
-    Mutant("14", DPARAMS, "dparams_segment", options={"segment": 4}),
+    Mutant("14", DPARAMS, "part", options={"segment": 4}),
     Mutant("15", DH_RESET, "dh_reset = dh_reset", options=RESETS),
     Mutant("15", DH_RESET, "dh_reset = add(dh_reset, dh)", options=RESETS),
     Mutant("15", "dh = jnp.where(reset, 0, dh)", "dh = dh", options=RESETS),
