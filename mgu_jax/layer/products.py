@@ -70,9 +70,7 @@ class Products:
             x, W = x.astype(self.compute_dtype), W.astype(self.compute_dtype)
         if W.ndim == 1:
             return x.astype(dtype) * like(W.astype(dtype), x)
-        if all(
-            isinstance(size, int) and 0 < size <= SMALL for size in W.shape
-        ):  # sizes may be symbolic
+        if all(isinstance(size, int) and 0 < size <= SMALL for size in W.shape):  # sizes may be symbolic
             x, W, shape = x.astype(kept), W.astype(kept), (*x.shape[:-1], W.shape[1])
             first, *others = (x[..., i : i + 1] * repeated(W[i], shape) for i in range(len(W)))
             return sum(others, first).astype(dtype)
