@@ -14,8 +14,8 @@ from experiments.harness import ppo
 from experiments.run import BadRequest, Common, Run
 from experiments.tasks import rl
 
-RATES, BIASES = (1e-3, 3e-3), (-1.0, -3.0)
-TUNED = {"memory-32": 30, "cartpole": 60}  # task -> updates
+RATES, BIASES = (1e-3, 3e-3), (0.0, -1.0, -3.0, -5.0)
+TUNED = {"memory-32": 30, "cartpole": 100, "memory-128": 40}  # task -> updates
 AGENTS: tuple[rl.AgentName, ...] = ("mgu", "gru", "flax-mgu")
 
 
