@@ -16,6 +16,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from experiments.datasets.published import DataSet, Found, Published, find
@@ -183,5 +184,5 @@ def imdb(data_dir: Path | None, download: bool = False, longest: int = 400, type
 
     train, test = samples("train"), samples("test")
     cut = len(train.xs) * 9 // 10
-    rest, valid = (Data(*(a[part] for a in train[:3])) for part in (slice(0, cut), slice(cut, None)))
+    rest, valid = (jax.tree.map(lambda a, part=part: a[part], train) for part in (slice(0, cut), slice(cut, None)))
     return DataSet(rest, test, {found.file.name: found.file.digest}, valid, symbols)

@@ -7,6 +7,8 @@ does less than its rate suggests.
 
 from dataclasses import dataclass
 
+import jax
+
 from experiments.datasets import text
 from experiments.harness.classify import classify, steps_of
 from experiments.harness.learn import Training
@@ -33,7 +35,7 @@ def main(config: Config) -> None:
     imdb = text.imdb(config.data_dir, config.download, longest, types=2_000 if config.quick else 20_000)
     if config.quick:
         # Positive and negative reviews alternate, so the stride is odd.
-        train, valid, test = (type(p)(*(a[::11] for a in p)) for p in (imdb.train, imdb.valid, imdb.test))
-        imdb = imdb._replace(train=train, valid=valid, test=test)
+        parts = {name: getattr(imdb, name) for name in ("train", "valid", "test")}
+        imdb = imdb._replace(**jax.tree.map(lambda a: a[::11], parts))
     sizes = steps_of(config, imdb.train, quick=(60, 30), calls=3)
     classify("imdb", config, imdb, readout="mean", embedding_size=config.embedding_size, evaluated_at_once=500, **sizes)

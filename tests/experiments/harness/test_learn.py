@@ -107,6 +107,7 @@ def test_chars_learn_choose_write_and_resume(tmp_path, capsys, monkeypatch):
     assert again["resumed_from"] == step
 
 
+@pytest.mark.slow
 def test_chars_in_two_parts_have_no_validation(tmp_path, monkeypatch):
     asked = {}
 
@@ -182,7 +183,7 @@ def test_validation_reviews_choose_the_step(tmp_path, monkeypatch):
     targets = rng.integers(0, 2, 80).astype(np.int32)
     xs = np.where(rng.random((80, 6)) < 0.5, 1, 2 + targets[:, None]).astype(np.int32)
     whole = mgu.Data(xs, targets, rng.integers(3, 7, 80).astype(np.int32))
-    parts = [mgu.Data(*(a[i:j] for a in whole)) for i, j in ((0, 40), (40, 60), (60, 80))]
+    parts = [jax.tree.map(lambda a, i=i, j=j: a[i:j], whole) for i, j in ((0, 40), (40, 60), (60, 80))]
     monkeypatch.setattr(
         text, "imdb", lambda *_, **__: DataSet(parts[0], parts[2], {}, parts[1], ("<pad>", "<unk>", "bad", "good"))
     )
@@ -225,7 +226,8 @@ def test_a_missing_data_set_is_one_sentence(name, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("cell", ["mgu", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["mgu", "gru"])
 def test_tune_halves_the_settings_without_the_test_images(cell, tmp_path, monkeypatch, capsys):
     """Images of one bright row, whose class is the row; three rungs, and a resumed run repeats the same bits."""
     xs = np.zeros((60, 28, 28), np.float32)
