@@ -318,6 +318,13 @@ class Run:
         draft.write_text(json.dumps(value, indent=2, default=float) + "\n")
         draft.replace(self.path(name))
 
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, as JSON gives it back; kept in NAME.json, where a run that resumes finds it."""
+        path = self.path(f"{name}.json")
+        if not path.exists():
+            self.write(path.name, make())
+        return json.loads(path.read_text())
+
     def log(self, step: int, split: str, **numbers: Any) -> None:
         """Add a line to metrics.jsonl: numbers, lists with one number per seed, and labels."""
         kept = {k: v if isinstance(v, str | list) else float(v) for k, v in numbers.items()}

@@ -41,9 +41,7 @@ class ModelParams(NamedTuple):
     """The parameters of a model; a part that the model does not have is ``None``."""
 
     layers: tuple[Params, ...]
-    W_y: (
-        Any  # [F, K]; F is the width of the last layer's output: H, or 2H for two directions side by side; None if tied
-    )
+    W_y: Any  # [F, K], or None if tied; F is the width of the last layer's output: H, or 2H for two side by side
     b_y: Any  # [K]
     backward: Any = None  # the layers that run in reverse
     h0: Any = None  # learned initial state, a ``State`` of [H] arrays
@@ -217,12 +215,10 @@ class Model:
             return tuple(layer(k, D, H) for k, (D, H) in zip(keys, sizes, strict=True))
 
         zeros = tuple(jnp.zeros(H, self.dtype) for H in self.hidden_sizes)
-        glorot = jax.nn.initializers.glorot_uniform()
+        glorot, width = jax.nn.initializers.glorot_uniform(), self._width(count - 1)
         return ModelParams(
             layers=direction(keys[:count]),
-            W_y=None
-            if self.tie
-            else scaled(glorot(readout_key, (self._width(count - 1), self.output_size), self.dtype)),
+            W_y=None if self.tie else scaled(glorot(readout_key, (width, self.output_size), self.dtype)),
             b_y=jnp.zeros(self.output_size, self.dtype),
             backward=direction(keys[count:]) if self.bidirectional else None,
             h0=State(zeros, zeros if self.bidirectional else None) if self.learned_h0 else None,
@@ -496,8 +492,8 @@ class Model:
         check_model_params(params)
         widths, K = _widths(params.layers), self.output_size
         readout = tuple(getattr(a, "shape", None) for a in (params.W_y, params.b_y))
-        W_y = None if self.tie else (self._width(len(self.hidden_sizes) - 1), K)
-        if widths != self.hidden_sizes or readout != (W_y, (K,)):
+        shape = None if self.tie else (self._width(len(self.hidden_sizes) - 1), K)
+        if widths != self.hidden_sizes or readout != (shape, (K,)):
             W_y, b_y = map(checks.describe, (params.W_y, params.b_y))
             raise ValueError(
                 f"params must have the hidden sizes {self.hidden_sizes} and {K} outputs of this model; "

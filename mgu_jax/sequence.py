@@ -64,10 +64,13 @@ def _manual(
     return bptt(plan, *reverse_only((params, xs, h0, h_reset)), marks)
 
 
-def _mosaic_gpu(
-    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
-) -> tuple[Array, Array]:
-    return _manual(replace(plan, loops=gpu.LOOPS), params, xs, h0, h_reset, marks)
+def _manual_with(**places: Any) -> Callable[..., tuple[Array, Array]]:
+    """``_manual`` with other loops, or other code for whole segments, in their places in the plan."""
+
+    def run(plan: Plan, *arguments: Any) -> tuple[Array, Array]:
+        return _manual(replace(plan, **places), *arguments)
+
+    return run
 
 
 def _parallel(
@@ -83,26 +86,14 @@ def _in_segments(plan: Plan, xs: Array, h0: Array) -> Plan:
     return replace(plan, segment=plan.segment or newton.length(plan, xs, h0))
 
 
-def _parallel_backward(
-    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
-) -> tuple[Array, Array]:
-    return _manual(replace(plan, loops=newton.LOOP_FORWARD), params, xs, h0, h_reset, marks)
-
-
-def _native(
-    plan: Plan, params: Params, xs: Array, h0: Array, h_reset: Array | None, marks: Marks
-) -> tuple[Array, Array]:
-    return _manual(replace(plan, segments=cpu.SEGMENTS), params, xs, h0, h_reset, marks)
-
-
 # Each takes (plan, params, xs, h0, h_reset, marks) as ``definition`` does, and has to equal it.
 IMPLEMENTATIONS = {
     "manual": _manual,
     "autodiff": definition,
     "parallel": _parallel,
-    "parallel_backward": _parallel_backward,
-    "mosaic_gpu": _mosaic_gpu,
-    "native": _native,
+    "parallel_backward": _manual_with(loops=newton.LOOP_FORWARD),
+    "mosaic_gpu": _manual_with(loops=gpu.LOOPS),
+    "native": _manual_with(segments=cpu.SEGMENTS),
 }
 KERNELS = {"mosaic_gpu": gpu.refusal, "native": cpu.refusal}
 

@@ -201,6 +201,27 @@ def learn(name: str, config: Training, task: Task, **how: Any) -> Learned:
     return Learned(run, result, model, params)
 
 
+def learn_made(
+    name: str, config: Training, make: Callable[[np.random.Generator, int], Data], source: str, **task: Any
+) -> Learned:
+    """``learn`` samples that are made anew for every step, the same for every seed and cell; 1,000 others are the test.
+
+    Args:
+        name, config: name and flags of the experiment; 5,000 steps by default.
+        make: (generator, number) -> the samples.
+        source: what is made.
+        task: other entries of ``Task``.
+    """
+
+    def batch(step: int) -> Data:
+        return make(np.random.default_rng((1, step)), config.batch_size)
+
+    made_by = {source: f"made by numpy {np.__version__}"}
+    made = Task(batch, make(np.random.default_rng(0), 1000), made_by, **task)
+    steps = config.steps or (100 if config.quick else 5_000)
+    return learn(name, config, made, steps=steps, steps_per_call=50 if config.quick else 200)
+
+
 def prepare(
     config: Training, task: Task, *, steps: int, steps_per_call: int, clip_norm: float = 1.0, every: int = 1
 ) -> Prepared:

@@ -13,7 +13,6 @@ Both processes stay alive and take turns, round after round; times are medians. 
 import json
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import mgu_jax as mgu
 from experiments.run import BadRequest, Common, Run
@@ -94,16 +92,7 @@ def measured(size: Size, other: Other, budget: float, least: int = 5) -> dict[st
     here = {name: peers.on_one_device(peers.EVERYTHING[name], size)["both"] for name in ("MGU", "flax GRU")}
     runs = {name: partial(timing.seconds, function, *arguments) for name, (function, arguments) in here.items()}
     runs["earlier flax GRU"] = partial(other.seconds, size)
-    for run in runs.values():
-        run()
-    once = sum(run() for run in runs.values())
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    order = np.random.default_rng(0)
-    for _ in range(int(min(200, max(least, budget / once)))):
-        for name in order.permutation(list(runs)):
-            time.sleep(0.002)
-            times[name].append(runs[name]())
-    found = {name: np.array(of_name) for name, of_name in times.items()}
+    found = timing.alternate_runs(runs, budget, least)
     ratios = {name: timing.ratio(of_name, found["MGU"]) for name, of_name in found.items()}
     return {"size": list(size), "ms": {n: timing.spread(t)["ms"] for n, t in found.items()}, "times_ours": ratios}
 

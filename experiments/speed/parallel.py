@@ -1,6 +1,6 @@
 """Measure "parallel" beside the loop: iterations before and after training, and time on one device and on two.
 
-DIAGONAL_MGU with H = 64 is trained shortly on sums among 100 numbers and on MNIST by pixels. Before and after, Newton's
+DIAGONAL_MGU with H = 64 is trained briefly on sums among 100 numbers and on MNIST by pixels. Before and after, Newton's
 method finds the states of sequences of up to 100,000 steps at once, in float32. The largest Lyapunov exponent is given
 beside its iterations. The longer sequences of pixels are images one after another. Then "parallel" and
 "parallel_backward" are timed beside "manual". A few minutes on two cores; on a GPU, longer sequences are timed.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.harness.learn import ForgetBias, Task, Training, finish, learn
+from experiments.harness.learn import ForgetBias, Training, finish, learn_made
 from experiments.harness.measures import ERROR
 from experiments.run import BadRequest
 from mgu_jax.training.data import Data
@@ -45,14 +45,11 @@ def main(config: Config) -> None:
     if config.length is not None and config.length < 2:
         raise BadRequest(f"--length must be at least 2; got {config.length}.")
     length = 10 if config.quick and config.length is None else config.length
-
-    def source(step: int) -> Data:
-        return sequences(np.random.default_rng((1, step)), config.batch_size, length)
-
-    task = Task(
-        source,
-        sequences(np.random.default_rng(0), 1000, length),
-        {"the adding problem": f"made by numpy {np.__version__}"},
+    learned = learn_made(
+        f"adding-{config.length}" if config.length else "adding",
+        config,
+        lambda rng, count: sequences(rng, count, length),
+        "the adding problem",
         input_size=2,
         output_size=1,
         longest=length or 55,
@@ -60,7 +57,4 @@ def main(config: Config) -> None:
         loss=squared_error,
         options=(("readout", "last"),),
     )
-    steps = config.steps or (100 if config.quick else 5_000)
-    name = f"adding-{config.length}" if config.length else "adding"
-    learned = learn(name, config, task, steps=steps, steps_per_call=50 if config.quick else 200)
     finish(learned, ERROR, {}, length=length or [50, 55])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.harness.learn import ForgetBias, Task, Training, finish, learn
+from experiments.harness.learn import ForgetBias, Training, finish, learn_made
 from experiments.harness.measures import ACCURACY
 from mgu_jax.training.data import Data
 
@@ -42,19 +42,14 @@ def sequences(rng: np.random.Generator, count: int, delay: int) -> Data:
 def main(config: Config) -> None:
     """Train on new sequences in every step, 5,000 steps by default; test on 1,000 others."""
     delay = min(config.delay, 10) if config.quick else config.delay
-
-    def source(step: int) -> Data:
-        return sequences(np.random.default_rng((1, step)), config.batch_size, delay)
-
-    task = Task(
-        source,
-        sequences(np.random.default_rng(0), 1000, delay),
-        {"the copy memory task": f"made by numpy {np.__version__}"},
+    learned = learn_made(
+        f"copy-{delay}",
+        config,
+        lambda rng, count: sequences(rng, count, delay),
+        "the copy memory task",
         input_size=SYMBOLS + 2,
         output_size=SYMBOLS,
         longest=delay + 2 * REMEMBERED,
         options=(("readout", "all"),),
     )
-    steps = config.steps or (100 if config.quick else 5_000)
-    learned = learn(f"copy-{delay}", config, task, steps=steps, steps_per_call=50 if config.quick else 200)
     finish(learned, ACCURACY, {}, delay=delay)

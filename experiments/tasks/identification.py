@@ -109,31 +109,22 @@ def loss(weights: dict[str, Any], u: Any, y: Any) -> Any:
     return jnp.mean((output(weights, u, weights["h0"]) - y) ** 2)
 
 
-def descend(weights: Any, u: Any, y: Any, steps: int) -> tuple[Any, Any]:
-    """The weights after steps of Adam, and the loss before each step."""
-    optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
-
-    def step(carry: Any, _: None) -> Any:
-        weights, state = carry
-        value, gradient = jax.value_and_grad(loss)(weights, u, y)
-        updates, state = optimiser.update(gradient, state)
-        return (optax.apply_updates(weights, updates), state), value
-
-    (weights, _), losses = lax.scan(step, (weights, optimiser.init(weights)), None, steps)
-    return weights, losses
-
-
-def refine(weights: Any, u: Any, y: Any, steps: int) -> tuple[Any, Any]:
-    """The weights after steps of L-BFGS, and the loss before each step."""
-    optimiser = optax.lbfgs()
+def minimised(method: str, weights: Any, u: Any, y: Any, steps: int) -> tuple[Any, Any]:
+    """The weights after steps of a method, Adam or L-BFGS, and the loss before each step."""
 
     def value_of(weights: Any) -> Any:
         return loss(weights, u, y)
 
+    if method == "Adam":
+        optimiser, measured = optax.adam(optax.cosine_decay_schedule(1e-2, steps)), jax.value_and_grad(value_of)
+    else:
+        optimiser, measured = optax.lbfgs(), optax.value_and_grad_from_state(value_of)
+
     def step(carry: Any, _: None) -> Any:
         weights, state = carry
-        value, gradient = optax.value_and_grad_from_state(value_of)(weights, state=state)
-        updates, state = optimiser.update(gradient, state, weights, value=value, grad=gradient, value_fn=value_of)
+        value, gradient = measured(weights) if method == "Adam" else measured(weights, state=state)
+        more = {"value": value, "grad": gradient, "value_fn": value_of}
+        updates, state = optax.with_extra_args_support(optimiser).update(gradient, state, weights, **more)
         return (optax.apply_updates(weights, updates), state), value
 
     (weights, _), losses = lax.scan(step, (weights, optimiser.init(weights)), None, steps)
@@ -169,8 +160,9 @@ def main(config: Config) -> None:
             "b_y": jnp.zeros((), "float64"),
             "h0": jnp.zeros((count, H), "float64"),
         }
-        for name, function, number in (("Adam", descend, steps), ("L-BFGS", refine, newton_steps)):
-            compiled = jax.jit(function, static_argnums=3).lower(weights, train.u, train.y, number).compile()
+        for name, number in (("Adam", steps), ("L-BFGS", newton_steps)):
+            jitted = jax.jit(minimised, static_argnums=(0, 4))
+            compiled = jitted.lower(name, weights, train.u, train.y, number).compile()
             began = time.perf_counter()
             weights, losses = jax.block_until_ready(compiled(weights, train.u, train.y))
             seconds[name] = time.perf_counter() - began

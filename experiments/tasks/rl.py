@@ -6,7 +6,6 @@ run that resumes continues with the first agent that was not finished. The algor
 """
 
 import dataclasses
-import json
 import math
 import time
 from bisect import bisect_left
@@ -206,13 +205,12 @@ def main(config: Config) -> None:
     if not chosen:
         raise BadRequest("--tasks and --agents must name at least one each; got none.")
     run = Run("rl", config, {})
-    path = run.path("rows.json")
-    rows = json.loads(path.read_text()) if path.exists() else []
-    run.rewind(len(rows))
-    for part in chosen[len(rows) :]:
-        rows.append(row := train(part, config))
+    run.rewind(0)
+    rows = []
+    for part in chosen:
+        name = f"{part.task}-{part.agent}" + ("-matched" if part.match else "")
+        rows.append(row := run.once(name, lambda part=part: train(part, config)))
         run.log(len(rows), "play", **{name: row[name] for name in ("task", "agent", "return", "return_per_seed")})
-        run.write("rows.json", rows)  # last, since a run that resumes begins after these
         print(f"{row['title']}, {label(row)}, H = {part.width}: return {shown(row)}", flush=True)
     run.finish({"settings": run.record["settings"], "rows": rows})
     plots.returns(run.path("returns.png"), rows, label)

@@ -5,7 +5,6 @@ width, two seeds per setting. A quarter of an hour on one core.
 """
 
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -36,27 +35,28 @@ def main(config: Config) -> None:
     if config.steps is not None:
         raise BadRequest("--steps has no meaning for rl-tuning, whose tasks have numbers of updates of their own.")
     run = Run("rl-tuning", config, {})
-    path = run.path("rows.json")
-    rows = json.loads(path.read_text()) if path.exists() else []
-    run.rewind(len(rows))
-    seeds = [config.seed + i for i in range(config.seeds)]
-    pairs = list(itertools.product(TUNED, AGENTS))
-    for name, agent in pairs[len(rows) // (len(RATES) * len(BIASES)) :]:
-        task, updates = rl.TASKS[name], 1 if config.quick else TUNED[name]
-        learn = rl.learner(
-            agent, task.world(), task.sizes._replace(width=config.hidden_size, updates=updates), at_once=1
-        )
-        for rate, bias in itertools.product(RATES, BIASES):
-            learned = learn(ppo.Hyper(rate, bias), seeds)
-            means = learned.totals.sum(1) / learned.episodes.sum(1).clip(1)
-            rows.append({"task": name, "title": task.world().title, "agent": agent, "updates": updates})
-            rows[-1] |= {"learning_rate": rate, "forget_bias": bias, "seeds": seeds, "seconds": learned.seconds}
-            rows[-1] |= {"mean_per_seed": means.tolist(), "return_per_seed": learned.returns.tolist()}
-            print(f"{rows[-1]['title']}, {rl.TITLES[agent]}, learning rate {rate:g}, b_f {bias:g}: {means}", flush=True)
-        run.write("rows.json", rows)
+    run.rewind(0)
+    rows = []
+    for name, agent in itertools.product(TUNED, AGENTS):
+        rows += run.once(f"{name}-{agent}", lambda name=name, agent=agent: tried(name, agent, config))
     run.finish({"settings": run.record["settings"], "rows": rows})
     print(f"\n{table(rows)}\n")
     run.close()
+
+
+def tried(name: str, agent: str, config: Config) -> list[dict[str, Any]]:
+    """One row per setting, for an agent on a task."""
+    task, updates, rows = rl.TASKS[name], 1 if config.quick else TUNED[name], []
+    learn = rl.learner(agent, task.world(), task.sizes._replace(width=config.hidden_size, updates=updates), at_once=1)
+    seeds = [config.seed + i for i in range(config.seeds)]
+    for rate, bias in itertools.product(RATES, BIASES):
+        learned = learn(ppo.Hyper(rate, bias), seeds)
+        means = learned.totals.sum(1) / learned.episodes.sum(1).clip(1)
+        rows.append({"task": name, "title": task.world().title, "agent": agent, "updates": updates})
+        rows[-1] |= {"learning_rate": rate, "forget_bias": bias, "seeds": seeds, "seconds": learned.seconds}
+        rows[-1] |= {"mean_per_seed": means.tolist(), "return_per_seed": learned.returns.tolist()}
+        print(f"{rows[-1]['title']}, {rl.TITLES[agent]}, learning rate {rate:g}, b_f {bias:g}: {means}", flush=True)
+    return rows
 
 
 def mean(row: dict[str, Any]) -> float:

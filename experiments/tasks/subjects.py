@@ -4,10 +4,8 @@ Each subject chooses between two arms whose rewards drift (harness/bandit.py). M
 Q-learning itself, are fitted to each with five folds and three seeds, and measured on blocks that they have not seen.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,7 +68,7 @@ def main(config: Config) -> None:
     rows, known = [], {}
     for fitted in models_of(simulated):
         name = fitted.name.replace(" ", "-")
-        row = once(run, name, lambda fitted=fitted: fit(run, config, fitted, simulated, steps, devices))
+        row = run.once(name, lambda fitted=fitted: fit(run, config, fitted, simulated, steps, devices))
         known[fitted.name] = row
         run.log(len(known), fitted.name, nats=float(np.mean(row["nats"])), networks=row["networks"])
         rows += summary(row, fitted, simulated)
@@ -85,20 +83,12 @@ def main(config: Config) -> None:
         "seconds": {name: row["seconds"] for name, row in known.items()},
         "rows": [row for row in rows if not row["model"].startswith("true ")],
         "winner": winner(known["mgu"], simulated),
-        "beside_one": once(run, "beside-one", lambda: beside_one(config, simulated, devices)),
+        "beside_one": run.once("beside-one", lambda: beside_one(config, simulated, devices)),
     }
     run.finish(numbers)
     portraits.subjects(run.path("subjects.png"), numbers)
     print(f"\n{table(numbers)}\n")
     run.close()
-
-
-def once(run: Run, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` returns, kept in the folder of the run, where a run that resumes finds it."""
-    path = run.path(f"{name}.json")
-    if not path.exists():
-        run.write(path.name, make())
-    return json.loads(path.read_text())
 
 
 def recipe_of(model: Any, steps: int) -> mgu.Recipe:
@@ -187,22 +177,16 @@ def summary(row: dict[str, Any], fitted: Fitted, subjects: Subjects) -> list[dic
     if len(fitted.subjects) < len(subjects.nats):
         return []
     widths = WIDTHS if fitted.hyper.hidden_size is not None else (None,)
-    counts = (mgu.count(jax.eval_shape(lambda w=w: fitted.model.init(jax.random.key(0), **_size(w)))) for w in widths)
     return [
-        row_of(fitted.name, width, _numbers_of(fitted.name, width, count), nats, subjects)
-        for width, count, nats in zip(widths, counts, chosen_nats(row), strict=True)
+        row_of(fitted.name, width, parameters_of(fitted.model, width), nats, subjects)
+        for width, nats in zip(widths, chosen_nats(row), strict=True)
     ]
 
 
-def _size(width: int | None) -> dict[str, int]:
-    return {} if width is None else {"hidden_size": width}
-
-
-def _numbers_of(name: str, width: int | None, count: int) -> int:
-    """The number of parameters that a network of this width has, without its zero units."""
-    if width is None:
-        return count
-    model: Any = mgu.Model(3, (width,), 2) if name == "mgu" else GRU(3, width, 2)
+def parameters_of(model: Any, width: int | None) -> int:
+    """The number of parameters of a model or, with a width, of a network of this width: without zero units."""
+    if width is not None:
+        model = GRU(3, width, 2) if isinstance(model, GRU) else mgu.Model(3, (width,), 2)
     return mgu.count(jax.eval_shape(lambda: model.init(jax.random.key(0))))
 
 
