@@ -24,6 +24,7 @@ NAMES = {
     "chars": "tasks.chars",
     "imdb": "tasks.imdb",
     "vowels": "tasks.vowels",
+    "speech": "tasks.speech",
     "notebook": "tasks.notebook",
     "gradients": "tasks.gradients",
     "features": "speed.features",

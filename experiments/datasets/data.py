@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.datasets import text
+from experiments.datasets import speech, text
+from experiments.datasets.features import scaled
 from experiments.datasets.published import DataSet, Found, Published, find
 from experiments.run import BadRequest, Places
 from mgu_jax.extras import require
@@ -118,14 +119,7 @@ def vowels(data_dir: Path | None, download: bool = False) -> DataSet:
         BadRequest: a file is missing or differs from the published one.
     """
     train, test = (_series(find(file, HOW_VOWELS, data_dir, download).content.decode()) for file in VOWELS)
-    steps = np.arange(train.xs.shape[1])[None] < train.lengths[:, None]
-    mean, deviation = train.xs[steps].mean(0), train.xs[steps].std(0)
-
-    def scaled(part: Data) -> Data:
-        steps = np.arange(part.xs.shape[1])[None] < part.lengths[:, None]
-        return part._replace(xs=np.where(steps[..., None], (part.xs - mean) / deviation, 0).astype(np.float32))
-
-    return DataSet(scaled(train), scaled(test), {file.name: file.digest for file in VOWELS})
+    return DataSet(*scaled(train, test), {file.name: file.digest for file in VOWELS})
 
 
 def _series(content: str, longest: int = 29) -> Data:
@@ -145,6 +139,7 @@ SETS: dict[str, tuple[str, tuple[Published, ...], str]] = {
     "digits": ("1,797 images", (), ""),
     "mnist": ("70,000 images", MNIST, HOW_MNIST),
     "vowels": ("640 utterances", VOWELS, HOW_VOWELS),
+    "speech": ("3,000 spoken digits", (speech.FSDD,), speech.HOW_FSDD),
     "ptb": ("1,085,779 words", text.PTB, text.HOW_PTB),
     "kjv": ("31,102 verses", text.KJV, text.HOW_KJV),
     "shakespeare": ("1,115,394 characters", text.SHAKESPEARE, text.HOW_SHAKESPEARE),

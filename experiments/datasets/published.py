@@ -3,7 +3,7 @@
 A file is searched in ``--data-dir``, in the folder that MGU_JAX_DATA names, in a cache folder, and in installed
 packages, in this order, packed or not, alone or in its archive. The first file with the right name is used. If its
 content differs from the published one, it is named as damaged and never skipped. The unpacked content is verified,
-since the same content may have been packed again.
+since the same content may have been packed again. A set of many files may also be an unpacked folder.
 """
 
 import gzip
@@ -17,8 +17,9 @@ import subprocess
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from experiments.datasets.download import fetch
@@ -30,15 +31,18 @@ class Published:
     """A file whose content is known.
 
     Attributes:
-        name: of the unpacked file.
+        name: of the unpacked file, or folder.
         size: of its content in bytes.
         digest: sha256 of its content, or the md5 if its authors published that.
-        holders: names of other files that hold it: a packed file, or an archive in which it has this name.
+        holders: names of other files that hold it: a packed file, or an archive in which it has this name; or of other
+            folders.
         url: the official address of a file that holds it.
         saved_as: the name of the downloaded file; one of the holders, or ``name``.
         installed: files in installed packages that hold it, "module/path" or an absolute path.
         printed_by: a command that prints it.
         otherwise: another file with the same data.
+        members: of a set of many files, the pattern of their paths, such as "recordings/*.wav"; its content is theirs,
+            as ``joined`` gives it.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Published:
     installed: tuple[str, ...] = ()
     printed_by: tuple[str, ...] = ()
     otherwise: "Published | None" = None
+    members: str = ""
 
 
 class Found(NamedTuple):
@@ -108,9 +113,9 @@ def find(file: Published, how: str, data_dir: Path | None, download: bool = Fals
 def _look(file: Published, how: str, data_dir: Path | None) -> Found | None:
     paths = [folder / name for folder in folders(data_dir) for name in (*file.holders, file.name)]
     for path in [*paths, *filter(None, map(_installed, file.installed))]:
-        if path.is_file():
+        if path.is_file() or (file.members and path.is_dir()):
             try:
-                content = unpacked(path.read_bytes(), path.name, file.name)
+                content = _content(path, file)
             except OSError as error:
                 raise BadRequest(f"{path} cannot be read ({error.strerror}): {how}.") from error
             if not is_published(content, file):
@@ -121,6 +126,12 @@ def _look(file: Published, how: str, data_dir: Path | None) -> Found | None:
         if is_published(done.stdout, file):  # another program may have the same name
             return Found(file, done.stdout, " ".join(file.printed_by))
     return None
+
+
+def _content(path: Path, file: Published) -> bytes:
+    if path.is_dir():
+        return joined((member.name, member.read_bytes()) for member in path.glob(file.members))
+    return unpacked(path.read_bytes(), path.name, file.name, file.members)
 
 
 def _installed(place: str) -> Path | None:
@@ -141,7 +152,7 @@ def _download(file: Published, how: str) -> Found:
 
     def good(packed: bytes) -> bool:
         nonlocal content
-        content = unpacked(packed, where.name, file.name)
+        content = unpacked(packed, where.name, file.name, file.members)
         return is_published(content, file)
 
     fetch(file.url, where, good)
@@ -154,23 +165,51 @@ def is_published(content: bytes, file: Published) -> bool:
     return len(content) == file.size and hashlib.new(kind, content).hexdigest() == file.digest
 
 
-def unpacked(packed: bytes, holder: str, name: str) -> bytes:
-    """The content of the file ``name``, taken from a packed one; empty if that is damaged or does not hold it."""
+def unpacked(packed: bytes, holder: str, name: str, members: str = "") -> bytes:
+    """The content of the file ``name``, taken from a packed one; empty if that is damaged or does not hold it.
+
+    With ``members``, the content of all files of an archive whose paths match this pattern, ``joined``.
+    """
     try:
         if holder == name:
             return packed
-        if holder.endswith(".zip"):
-            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                inside = [member for member in archive.namelist() if Path(member).name == name]
-                return archive.read(inside[0]) if inside else b""
-        if holder.endswith((".tgz", ".tar.gz")):
-            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                for member in archive:
-                    if Path(member.name).name == name and (part := archive.extractfile(member)):
-                        return part.read()
-                return b""
-        return {".gz": gzip.decompress, ".xz": lzma.decompress}[Path(holder).suffix](packed)
+        if holder.endswith((".zip", ".tgz", ".tar.gz")):
+            inside = _inside(packed, holder, members or name)
+            return joined(inside) if members else next(inside, ("", b""))[1]
+        unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(Path(holder).suffix)
+        return unpack(packed) if unpack else b""
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
         return b""
     except (RuntimeError, ValueError):  # a zip with a password, of a later version, or with a wrong offset
         return b""
+
+
+def _inside(packed: bytes, holder: str, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of an archive whose paths end like the pattern, without their folders."""
+    if holder.endswith(".zip"):
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            for member in archive.namelist():
+                if (path := PurePosixPath(member)).match(pattern):
+                    yield path.name, archive.read(member)
+        return
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if path.match(pattern) and (part := archive.extractfile(member)):
+                yield path.name, part.read()
+
+
+def joined(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """The contents of (name, content), sorted by their names, each after a line with its name and its size."""
+    return b"".join(f"{name} {len(content)}\n".encode() + content for name, content in sorted(files))
+
+
+def parted(content: bytes) -> dict[str, bytes]:
+    """Name -> content of the files that ``joined`` joined."""
+    files, at = {}, 0
+    while at < len(content):
+        end = content.index(b"\n", at)
+        name, size = content[at:end].decode().rsplit(" ", 1)
+        at = end + 1 + int(size)
+        files[name] = content[end + 1 : at]
+    return files

@@ -220,7 +220,7 @@ def test_a_window_drops_at_most_two_steps_of_a_test_text():
         assert steps % window <= 2
 
 
-@pytest.mark.parametrize("name", ["mnist-pixels", "words", "chars", "imdb", "vowels"])
+@pytest.mark.parametrize("name", ["mnist-pixels", "words", "chars", "imdb", "vowels", "speech"])
 def test_a_missing_data_set_is_one_sentence(name, tmp_path, capsys):
     refuses(capsys, [name, "--out", tmp_path / "run"], "is in none of the folders", "--data-dir or MGU_JAX_DATA")
     assert list(tmp_path.iterdir()) == []

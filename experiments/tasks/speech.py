@@ -1,0 +1,35 @@
+"""Recognise a spoken digit, from 12 to 130 frames of 40 bands of sound (Free Spoken Digit Dataset)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from experiments.datasets import speech
+from experiments.harness.classify import classify, steps_of
+from experiments.harness.learn import Training
+from experiments.run import Bound
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """The flags of speech."""
+
+    split: speech.Split = "official"
+    """Test on the recordings 0 to 4 of each speaker and digit (official), leave these out and test on 5 to 9 (choice),
+    or test on a speaker and train on the five others."""
+    bands: int = 40
+    """Features of a frame: bands of the mel scale."""
+    hop: Annotated[int, Bound("a whole number in [1, 25]", lambda hop: 1 <= hop <= 25)] = 10
+    """Milliseconds from one frame of 25 to the next."""
+    readout: Literal["last", "mean"] = "last"
+    """Which states the class is read from: the last one, or the mean of all."""
+    batch_size: int = 50
+    dropout: float = 0.3
+    epochs: int = 20
+
+
+def main(config: Config) -> None:
+    """Train, and classify the test recordings."""
+    found = speech.speech(config.data_dir, config.download, config.split, config.bands, config.hop)
+    name = "speech" if config.split in ("official", "choice") else "speech-speaker"
+    sizes = steps_of(config, found.train, quick=(60, 30))
+    classify(name, config, found, readout=config.readout, **sizes)
