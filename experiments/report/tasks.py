@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from experiments.tasks import adding, chars, copying, digits, imdb, mnist_pixels, mnist_rows, vowels, words
+from experiments.tasks import adding, chars, copying, digits, imdb, mnist_pixels, mnist_rows, speech, vowels, words
 
 
 class Experiment(NamedTuple):
@@ -29,6 +29,7 @@ KNOWN: dict[str, Experiment] = {
     "digits": Experiment(digits, "Digits by rows"),
     "vowels": Experiment(vowels, "Japanese vowels"),
     "mnist-rows": Experiment(mnist_rows, "MNIST by rows"),
+    "speech": Experiment(speech, "Spoken digits"),
     "imdb": Experiment(imdb, "IMDB reviews"),
     "chars": Experiment(chars, "Tiny Shakespeare"),
     "words": Experiment(words, "Penn Treebank"),
@@ -49,6 +50,7 @@ PHRASES = {
     "initializer": "initializer {}",
     "implementation": "{} gradient",
 }
+SPLITS = {"nanogpt": "nanoGPT's split", "choice": "tested on a part of the training set"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Task:
             title = f"Adding, {length:,} numbers"
         if self.name == "copy":
             title += f", {settings.pop('delay', KNOWN['copy'].defaults['delay'])} steps between"
-        if settings.pop("split", None) == "nanogpt":
-            title += ", nanoGPT's split"
+        if (split := settings.pop("split", None)) is not None:
+            title += f", {SPLITS.get(split, f'tested on the speaker {split}')}"
         if settings.pop("text", None) == "kjv":
             title = "King James Bible"
         if self.name == "words":

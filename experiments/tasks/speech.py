@@ -1,4 +1,8 @@
-"""Recognise a spoken digit, from 12 to 130 frames of 40 bands of sound (Free Spoken Digit Dataset)."""
+"""Recognise a spoken digit, from 6 to 57 frames of 40 bands of sound (Free Spoken Digit Dataset).
+
+2,700 recordings of six speakers are trained on and 300 others of the same speakers tested. Learning rate, batch size,
+readout and the time between frames were chosen on 300 of the training recordings (--split choice), not on the test set.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -18,11 +22,12 @@ class Config(Training):
     or test on a speaker and train on the five others."""
     bands: int = 40
     """Features of a frame: bands of the mel scale."""
-    hop: Annotated[int, Bound("a whole number in [1, 25]", lambda hop: 1 <= hop <= 25)] = 10
+    hop: Annotated[int, Bound("a whole number in [1, 25]", lambda hop: 1 <= hop <= 25)] = 20
     """Milliseconds from one frame of 25 to the next."""
-    readout: Literal["last", "mean"] = "last"
+    readout: Literal["last", "mean"] = "mean"
     """Which states the class is read from: the last one, or the mean of all."""
     batch_size: int = 50
+    learning_rate: float = 6e-3
     dropout: float = 0.3
     epochs: int = 20
 
