@@ -75,7 +75,7 @@ class Task:
         if self.name == "copy":
             title += f", {settings.pop('delay', KNOWN['copy'].defaults['delay'])} steps between"
         if (split := settings.pop("split", None)) is not None:
-            title += f", {SPLITS.get(split, f'tested on the speaker {split}')}"
+            title += f", {SPLITS[split]}"
         if settings.pop("text", None) == "kjv":
             title = "King James Bible"
         if self.name == "words":

@@ -17,9 +17,9 @@ from experiments.run import Bound
 class Config(Training):
     """The flags of speech."""
 
-    split: speech.Split = "official"
-    """Test on the recordings 0 to 4 of each speaker and digit (official), leave these out and test on 5 to 9 (choice),
-    or test on a speaker and train on the five others."""
+    split: Literal["official", "choice"] = "official"
+    """Test on the recordings 0 to 4 of each speaker and digit (official), or leave these out and test on 5 to 9, to
+    choose settings (choice)."""
     bands: int = 40
     """Features of a frame: bands of the mel scale."""
     hop: Annotated[int, Bound("a whole number in [1, 25]", lambda hop: 1 <= hop <= 25)] = 20
@@ -34,7 +34,5 @@ class Config(Training):
 
 def main(config: Config) -> None:
     """Train, and classify the test recordings."""
-    found = speech.speech(config.data_dir, config.download, config.split, config.bands, config.hop)
-    name = "speech" if config.split in ("official", "choice") else "speech-speaker"
-    sizes = steps_of(config, found.train, quick=(60, 30))
-    classify(name, config, found, readout=config.readout, **sizes)
+    (found,) = speech.splits(config.data_dir, [config.split], config.download, config.bands, config.hop)
+    classify("speech", config, found, readout=config.readout, **steps_of(config, found.train, quick=(60, 30)))

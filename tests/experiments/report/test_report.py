@@ -46,7 +46,7 @@ TITLES = [
     (asked(experiment="mnist-pixels-permuted", permuted=True), "MNIST by pixels, permuted"),
     (asked(experiment="mnist-pixels", permuted=False, epochs=10), "MNIST by pixels"),
     (asked(experiment="chars", split="nanogpt"), "Tiny Shakespeare, nanoGPT's split"),
-    (asked(experiment="speech-speaker", split="theo"), "Spoken digits, tested on the speaker theo"),
+    (asked(experiment="speech", split="choice"), "Spoken digits, tested on a part of the training set"),
     (asked(experiment="digits", epochs=3, batch_size=16), "Digits by rows, batch size 16, epochs 3"),
     (asked(experiment="mnist-rows", cell="gru", match="mgu", seeds=5, seed=3, devices=1), "MNIST by rows"),
 ]
