@@ -25,7 +25,6 @@ NAMES = {
     "imdb": "tasks.imdb",
     "vowels": "tasks.vowels",
     "speech": "tasks.speech",
-    "speakers": "tasks.speakers",
     "notebook": "tasks.notebook",
     "gradients": "tasks.gradients",
     "features": "speed.features",
