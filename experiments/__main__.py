@@ -25,6 +25,7 @@ NAMES = {
     "imdb": "tasks.imdb",
     "vowels": "tasks.vowels",
     "speech": "tasks.speech",
+    "speakers": "tasks.speakers",
     "notebook": "tasks.notebook",
     "gradients": "tasks.gradients",
     "features": "speed.features",

@@ -7,8 +7,9 @@ speaker and digit, and train on the recordings 5 to 49.
 
 import io
 import wave
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -35,7 +36,8 @@ RATE = 8_000
 WINDOW = RATE // 40  # samples of a frame
 LONGEST = RATE * 29 // 25  # samples of a recording that are used, all of every official test recording
 
-Split = Literal["official", "choice"]
+Speaker = Literal["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
+Split = Literal["official", "choice"] | Speaker
 
 
 class Recording(NamedTuple):
@@ -62,9 +64,11 @@ def parts_of(found: list[Recording], split: Split) -> tuple[np.ndarray, np.ndarr
     """Which of the recordings are for training, and which for the test, bool [N] each.
 
     "official" tests on the recordings 0 to 4 of each speaker and digit. "choice", for choosing settings, leaves these
-    out and tests on 5 to 9.
+    out and tests on 5 to 9. The name of a speaker tests on this speaker, and trains on the other five.
     """
-    numbers = np.array([recording.number for recording in found])
+    numbers, speakers = (np.array([getattr(recording, name) for recording in found]) for name in ("number", "speaker"))
+    if split in get_args(Speaker):
+        return speakers != split, speakers == split
     first = 5 if split == "choice" else 0
     return numbers >= first + 5, (numbers >= first) & (numbers < first + 5)
 
@@ -80,10 +84,10 @@ def samples_of(found: list[Recording], bands: int, hop: int) -> Data:
     return Data(xs, np.array([recording.digit for recording in found], np.int32), np.array(lengths, np.int32))
 
 
-def speech(
-    data_dir: Path | None, download: bool = False, split: Split = "official", bands: int = 40, hop: int = 20
-) -> DataSet:
-    """Spoken digits: xs [N, T, bands], targets [N] in 0..9 and lengths [N]; 2,700 + 300 in the official split.
+def splits(
+    data_dir: Path | None, names: Sequence[Split], download: bool = False, bands: int = 40, hop: int = 20
+) -> list[DataSet]:
+    """The set in each of these splits: xs [N, T, bands], targets [N] in 0..9 and lengths [N].
 
     Frames of 25 ms, one every ``hop`` milliseconds; each band has mean 0 and deviation 1 over the steps of the training
     set. Of ten recordings that are longer than 1.16 s the rest is cut; all are for training in the official split.
@@ -92,6 +96,8 @@ def speech(
         BadRequest: the set is missing or differs from the published one.
     """
     found = recordings(parted(find(FSDD, HOW_FSDD, data_dir, download).content))
-    whole = samples_of(found, bands, hop)
-    train, test = (jax.tree.map(lambda a, part=part: a[part], whole) for part in parts_of(found, split))
-    return DataSet(*scaled(train, test), {FSDD.name: FSDD.digest})
+    whole, made = samples_of(found, bands, hop), []
+    for name in names:
+        train, test = (jax.tree.map(lambda a, part=part: a[part], whole) for part in parts_of(found, name))
+        made.append(DataSet(*scaled(train, test), {FSDD.name: FSDD.digest}))
+    return made

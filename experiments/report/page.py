@@ -18,7 +18,7 @@ from experiments.report import questions, tasks
 from experiments.run import BadRequest
 from experiments.speed import agents, earlier, features, jacobians, overhead, parallel, tables
 from experiments.speed import plots as speed_plots
-from experiments.tasks import identification, memory, rl, rl_tuning, subjects, tune
+from experiments.tasks import identification, memory, rl, rl_tuning, speakers, subjects, tune
 
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
 TASKS_PAGE = "results/README.md"
@@ -116,6 +116,8 @@ def tables_of(folder: Path) -> dict[str, str]:
         made["training"] = "\n".join(overhead.table(rows))
     if result := _result(folder, "subjects"):
         made["subjects"] = subjects.table(result)
+    if result := _result(folder, "speakers"):
+        made["speakers"] = speakers.table(result)
     if result := _result(folder, "tune"):
         made["tune"] = tune.table(result)
     if rows := _result(folder, "memory").get("rows"):

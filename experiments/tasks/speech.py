@@ -17,7 +17,7 @@ from experiments.run import Bound
 class Config(Training):
     """The flags of speech."""
 
-    split: speech.Split = "official"
+    split: Literal["official", "choice"] = "official"
     """Test on the recordings 0 to 4 of each speaker and digit (official), or leave these out and test on 5 to 9, to
     choose settings (choice)."""
     bands: int = 40
@@ -34,5 +34,5 @@ class Config(Training):
 
 def main(config: Config) -> None:
     """Train, and classify the test recordings."""
-    found = speech.speech(config.data_dir, config.download, config.split, config.bands, config.hop)
+    (found,) = speech.splits(config.data_dir, [config.split], config.download, config.bands, config.hop)
     classify("speech", config, found, readout=config.readout, **steps_of(config, found.train, quick=(60, 30)))
