@@ -42,7 +42,9 @@ class Training(Common):
     batch_size: int = 100
     """Samples per optimiser step."""
     learning_rate: float = 3e-3
-    """Learning rate at the start."""
+    """Learning rate at the start, or after the warm-up."""
+    warmup: Annotated[int, at_least(0)] = 0
+    """Steps in which the learning rate rises from zero to its value."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """Decoupled weight decay of all parameters."""
     dropout: Annotated[float, between(0, 1)] = 0.0
@@ -243,12 +245,19 @@ def prepare(
         raise BadRequest(f"--devices must divide the {config.seeds} seeds; got {devices}.")
     # A core is as fast on small matrices one after another as on a stack of them, and only one fits into its cache.
     at_once = config.at_once or (1 if jax.default_backend() == "cpu" else None)
+    if config.warmup >= steps:
+        raise BadRequest(f"--warmup must be below the {steps} steps of the training; got {config.warmup}.")
     _check_batch_size(config.batch_size, task)
     model, width = model_of(config, task)
     hyper, bias = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm), forget_bias(config)
     if isinstance(bias, float | int):
         hyper = hyper._replace(forget_bias=bias)
-    sizes = {"total_steps": steps, "batch_size": config.batch_size, "window": task.window}
+    sizes = {
+        "total_steps": steps,
+        "warmup_steps": config.warmup,
+        "batch_size": config.batch_size,
+        "window": task.window,
+    }
     validation = mgu.Validation(
         task.test if task.valid is None else task.valid,
         task.metrics,

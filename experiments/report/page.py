@@ -118,8 +118,11 @@ def tables_of(folder: Path) -> dict[str, str]:
         made["subjects"] = subjects.table(result)
     if result := _result(folder, "speakers"):
         made["speakers"] = speakers.table(result)
-    if result := _result(folder, "tune"):
-        made["tune"] = tune.table(result)
+    tuned: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((folder / "results" / "tuning").glob("*.json")):
+        made_by = json.loads(path.read_text())
+        tuned.setdefault(f"tune {made_by['cell']}{' permuted' if made_by['permuted'] else ''}", []).append(made_by)
+    made |= {name: tune.table(runs) for name, runs in tuned.items()}
     if rows := _result(folder, "memory").get("rows"):
         made["memory"] = memory.table(rows)
     for name, module in {"rl": rl, "rl-tuning": rl_tuning, "rl-speed": agents}.items():

@@ -46,6 +46,8 @@ PHRASES = {
     "hidden_size": "H = {}",
     "steps": "{:,} steps",
     "learning_rate": "learning rate {:g}",
+    "input_scale": "pixels times {:g}",
+    "warmup": "warm-up of {:,} steps",
     "dropout": "dropout {:g}",
     "initializer": "initializer {}",
     "implementation": "{} gradient",

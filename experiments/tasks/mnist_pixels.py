@@ -6,7 +6,7 @@ References: the paper's MGU 84.25 %; JANET 99.0 %, and 92.5 % permuted (van der 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from experiments.datasets import data
 from experiments.datasets.published import DataSet
 from experiments.harness.classify import classify, steps_of
 from experiments.harness.learn import ForgetBias, Training
+from experiments.run import above
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,20 @@ class Config(Training):
 
     permuted: bool = False
     """Read the pixels of all images in one random order, the same in every run."""
+    input_scale: Annotated[float, above(0)] = 1.0
+    """Factor on the pixels, which are 0 to 1."""
     learning_rate: float = 1e-3
     forget_bias: ForgetBias = "chrono"
     epochs: int = 10
 
 
-def pixels(mnist: DataSet, permuted: bool, every: int = 1) -> DataSet:
-    """Images [N, 28, 28] as sequences [N, 784, 1], or of every n-th pixel only."""
+def pixels(mnist: DataSet, permuted: bool, every: int = 1, scale: float = 1.0) -> DataSet:
+    """Images [N, 28, 28] as sequences [N, 784, 1], times a factor, or of every n-th pixel only."""
     count = mnist.train.xs[0].size
     order = np.random.default_rng(0).permutation(count) if permuted else np.arange(count)
 
     def part(images: Any) -> Any:
-        return images and images._replace(xs=images.xs.reshape(-1, count)[:, order[::every], None])
+        return images and images._replace(xs=images.xs.reshape(-1, count)[:, order[::every], None] * np.float32(scale))
 
     return mnist._replace(train=part(mnist.train), test=part(mnist.test))
 
@@ -41,7 +44,7 @@ def pixels(mnist: DataSet, permuted: bool, every: int = 1) -> DataSet:
 def main(config: Config) -> None:
     """Train on the 60,000, test on the 10,000; --quick reads every 28th pixel."""
     found = data.mnist(config.data_dir, config.download)
-    mnist = pixels(found, config.permuted, every=28 if config.quick else 1)
+    mnist = pixels(found, config.permuted, 28 if config.quick else 1, config.input_scale)
     name = "mnist-pixels-permuted" if config.permuted else "mnist-pixels"
     sizes = steps_of(config, mnist.train, quick=(40, 20), calls=6)
     classify(name, config, mnist, every=1 if config.quick else 6, evaluated_at_once=500, **sizes)

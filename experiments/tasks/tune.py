@@ -1,11 +1,12 @@
-"""Choose the settings for MNIST by pixels on a part of the training set: rates and initial values, by halving.
+"""Choose the settings for MNIST by pixels on a part of the training set: rates, scales and initial values, by halving.
 
-Twelve settings are trained for half an epoch on 55,000 of the 60,000 training images, the better six of them for a
-whole epoch, and the better three for two. The other 5,000 training images compare them. The test images are not read.
+Nine or twelve settings are trained for half an epoch on 55,000 of the 60,000 training images, the better half of them
+for a whole epoch, and the better quarter for two. The other 5,000 training images compare them. The test images are not
+read.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,20 @@ from mgu_jax.training.data import Data
 
 HELD_OUT = 5_000
 EPOCHS = (0.5, 1, 2)  # after which settings are dropped, and the last
-RATES = (2e-3, 4e-3, 8e-3)
-# Initial biases of the gate, and initial W. One pixel is read at a time, so LeCun's W is seven times Glorot's.
-STARTS = (("chrono", "orthogonal"), ("uniform", "orthogonal"), ("chrono", "lecun"), (-1.0, "orthogonal"))
-FLAX_STARTS = (("chrono", "lecun"), ("uniform", "lecun"), (-1.0, "lecun"), (-3.0, "lecun"))
+RATES = {"starts": (2e-3, 4e-3, 8e-3), "scales": (4e-3, 8e-3, 1.6e-2)}
+
+
+class Start(NamedTuple):
+    """How a training may begin. One pixel is read at a time, so LeCun's W is seven times Glorot's ("orthogonal")."""
+
+    bias: float | str  # of the gate
+    initializer: str = "lecun"  # of W
+    scale: float = 1.0  # factor on the pixels
+
+
+OURS = (Start("chrono", "orthogonal"), Start("uniform", "orthogonal"), Start("chrono"), Start(-1.0, "orthogonal"))
+FLAX = (Start("chrono"), Start("uniform"), Start(-1.0), Start(-3.0))
+SCALES = tuple(Start("chrono", scale=scale) for scale in (1.0, 3.0, 10.0))
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Config(Common):
 
     cell: Literal["mgu", "gru", "diagonal-mgu", "reset-after-mgu", "ugrnn", "lstm"] = "mgu"
     """The recurrent cell: one of ours, or Flax's gru and lstm."""
+    compare: Literal["scales", "starts"] = "scales"
+    """Factors on the pixels, with chrono initialisation and LeCun's W, or ways to start, with a factor of 1."""
     permuted: bool = False
     """Read the pixels of all images in one random order, that of mnist-pixels."""
     hidden_size: int = 100
@@ -41,38 +54,49 @@ class Config(Common):
     """Samples per optimiser step."""
 
 
+class Scaled(NamedTuple):
+    """Parameters of a model, and the factor on its inputs, which no optimiser step changes."""
+
+    params: Any
+    scale: Array
+
+
 @dataclass(frozen=True)
 class Starts:
     """A model with several ways to start: the number that ``init`` is given as forget_bias is the place of one."""
 
     models: tuple[Any, ...]  # equal except for init
-    biases: tuple[float | None, ...]
+    starts: tuple[Start, ...]
 
-    def init(self, key: Array, *, forget_bias: Any = 0, initial_scale: Any = 1.0) -> Any:
-        def of(model: Any, bias: float | None) -> Any:
-            return lambda: model.init(key, forget_bias=bias, initial_scale=initial_scale)
+    def init(self, key: Array, *, forget_bias: Any = 0, initial_scale: Any = 1.0) -> Scaled:
+        place = jnp.asarray(forget_bias, jnp.int32)
 
-        ways = [of(model, bias) for model, bias in zip(self.models, self.biases, strict=True)]
-        return jax.lax.switch(jnp.asarray(forget_bias, jnp.int32), ways)
+        def of(model: Any, bias: float | str) -> Any:
+            number = None if isinstance(bias, str) else bias  # a model with other biases ignores it
+            return lambda: model.init(key, forget_bias=number, initial_scale=initial_scale)
 
-    def apply(self, params: Any, xs: Any, **options: Any) -> Any:
-        return self.models[0].apply(params, xs, **options)
+        ways = [of(model, start.bias) for model, start in zip(self.models, self.starts, strict=True)]
+        scales = jnp.asarray([start.scale for start in self.starts], jnp.float32)
+        return Scaled(jax.lax.switch(place, ways), scales[place])
+
+    def apply(self, params: Scaled, xs: Any, **options: Any) -> Any:
+        return self.models[0].apply(params.params, xs * jax.lax.stop_gradient(params.scale), **options)
 
     @property
     def readout(self) -> str:
         return "last"
 
 
-def model_of(config: Config, steps: int) -> tuple[Any, tuple[Any, ...]]:
-    """The model, and its starts."""
-    starts = STARTS if config.cell in cells.FAMILY else FLAX_STARTS
-    models, biases = [], []
-    for bias, initializer in starts:
-        own = {"initializer": initializer} if config.cell in cells.FAMILY else {}
-        drawn = cells.biases(bias, steps)
+def model_of(config: Config, steps: int) -> Starts:
+    """The model with its ways to start."""
+    ours = config.cell in cells.FAMILY
+    starts = SCALES if config.compare == "scales" else OURS if ours else FLAX
+    models = []
+    for start in starts:
+        own = {"initializer": start.initializer} if ours else {}
+        drawn = cells.biases(start.bias, steps)
         models.append(cells.build(config.cell, 1, config.hidden_size, 10, drawn, readout="last", **own))
-        biases.append(None if drawn else bias)
-    return Starts(tuple(models), tuple(biases)), starts
+    return Starts(tuple(models), starts)
 
 
 def main(config: Config) -> None:
@@ -80,20 +104,18 @@ def main(config: Config) -> None:
     mnist = pixels(data.mnist(config.data_dir, config.download), config.permuted, every=28 if config.quick else 1)
     xs, targets = mnist.train.xs, mnist.train.targets
     train, valid = Data(xs[:-HELD_OUT], targets[:-HELD_OUT]), Data(xs[-HELD_OUT:], targets[-HELD_OUT:])
-    model, starts = model_of(config, train.xs.shape[1])
+    model, rates = model_of(config, train.xs.shape[1]), RATES[config.compare]
     epoch = len(train.xs) // config.batch_size
     rungs = (10, 20, 40) if config.quick else tuple(int(epochs * epoch) for epochs in EPOCHS)
-    hyper = mgu.grid(learning_rate=RATES, forget_bias=tuple(range(len(starts))))._replace(clip_norm=1.0)
+    hyper = mgu.grid(learning_rate=rates, forget_bias=tuple(range(len(model.starts))))._replace(clip_norm=1.0)
     recipe = mgu.Recipe(model, schedule="cosine", total_steps=rungs[-1], batch_size=config.batch_size)
     per_call = max(1, rungs[0] // 5)
     validation = mgu.Validation(valid, (mgu.losses.accuracy,), every=5, batch_size=500)
     run = Run("tune", config, mnist.sources, {"rungs": [*rungs], "held_out": HELD_OUT})
     rows = [
-        {"learning_rate": float(rate), "forget_bias": starts[int(place)][0], "initializer": starts[int(place)][1]}
+        {"learning_rate": float(rate), **model.starts[int(place)]._asdict(), "accuracy": {}}
         for rate, place in zip(hyper.learning_rate, hyper.forget_bias, strict=True)
     ]
-    for row in rows:
-        row["accuracy"] = {}
 
     with mgu.Checkpoints(run.path("checkpoints")) as checkpoints, damage_refused(checkpoints):
         run.rewind(max(checkpoints.steps, default=0))
@@ -122,25 +144,32 @@ def main(config: Config) -> None:
         if "accuracy" in line:
             rows[int(line["setting"])]["accuracy"][str(line["step"])] = line["accuracy"]
     rows.sort(key=lambda row: max((int(step), score) for step, score in row["accuracy"].items()), reverse=True)
-    run.finish({"cell": config.cell, "permuted": config.permuted, "rungs": rungs, "settings": rows})
+    asked = {"cell": config.cell, "permuted": config.permuted, "compare": config.compare}
+    run.finish(asked | {"rungs": rungs, "settings": rows})
     for row in rows:
         step, score = max((int(step), score) for step, score in row["accuracy"].items())
-        start = f"{row['forget_bias']}, {row['initializer']}"
-        print(f"  rate {row['learning_rate']:.4f}  {start:22} {score:.2%} after {step} steps")
+        start = f"{row['bias']}, {row['initializer']}, pixels times {row['scale']:g}"
+        print(f"  rate {row['learning_rate']:.4f}  {start:34} {score:.2%} after {step} steps")
     run.close()
 
 
-def table(result: dict[str, Any]) -> str:
-    """One row per setting, the best first: the accuracy on the held-out images at the end of each rung it reached."""
-    ends = [str(step) for step in result["rungs"]]
-    heads = (f"after {int(step):,} steps" for step in ends)
+def table(results: list[dict[str, Any]]) -> str:
+    """One row per setting of some runs, the best first: the accuracy on the held-out images at the end of each rung."""
+    ends = [str(step) for step in results[0]["rungs"]]
+    heads = " | ".join(f"after {int(step):,} steps" for step in ends)
     lines = [
-        f"| learning rate | initial forget biases | initial W | {' | '.join(heads)} |",
-        "|---|---|---|" + "---|" * len(ends),
+        f"| learning rate | pixels times | initial forget biases | initial W | {heads} |",
+        "|---|---|---|---|" + "---|" * len(ends),
     ]
-    for row in result["settings"]:
-        bias, start = row["forget_bias"], {"orthogonal": "Glorot", "lecun": "LeCun"}[row["initializer"]]
-        scores = (f"{row['accuracy'][step]:.2%}" if step in row["accuracy"] else "" for step in ends)
-        named = bias if isinstance(bias, str) else f"b_f = {bias:g}"
-        lines.append(f"| {row['learning_rate']:.3g} | {named} | {start} | {' | '.join(scores)} |")
+    reached = [row for result in results for row in result["settings"]]
+
+    def best(row: dict[str, Any]) -> list[float]:
+        return [row["accuracy"].get(step, 0.0) for step in reversed(ends)]
+
+    for row in sorted(reached, key=best, reverse=True):
+        named = row["bias"] if isinstance(row["bias"], str) else f"b_f = {row['bias']:g}"
+        parts = [f"{row['learning_rate']:.3g}", f"{row['scale']:g}", named]
+        parts.append({"orthogonal": "Glorot", "lecun": "LeCun"}[row["initializer"]])
+        parts += [f"{row['accuracy'][step]:.2%}" if step in row["accuracy"] else "" for step in ends]
+        lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)

@@ -236,9 +236,11 @@ def test_tune_halves_the_settings_without_the_test_images(cell, tmp_path, monkey
     images = mgu.Data(xs, targets)
     monkeypatch.setattr(tune.data, "mnist", lambda *_: DataSet(images, None, {}))
     monkeypatch.setattr(tune, "HELD_OUT", 20)
-    monkeypatch.setattr(tune, "RATES", (0.01, 0.02))
-    monkeypatch.setattr(tune, "STARTS", tune.STARTS[1:3])
+    compare = "starts" if cell == "gru" else "scales"
+    monkeypatch.setitem(tune.RATES, compare, (0.01, 0.02))
+    monkeypatch.setattr(tune, "SCALES", tune.SCALES[:2])
     flags = ["tune", "--quick", "--cell", cell, "--hidden-size", 5, "--batch-size", 10, "--out", tmp_path / "run"]
+    flags += ["--compare", compare]
     assert run(*flags) == 0
     whole = result(tmp_path / "run")
     reached = [max(map(int, row["accuracy"])) for row in whole["settings"]]
