@@ -267,7 +267,7 @@ def prepare(
     )
     seeds = [config.seed + i for i in range(config.seeds)]
     return Prepared(
-        recipe=mgu.Recipe(model, task.loss, schedule="cosine", **sizes),
+        recipe=mgu.Recipe(model, task.loss, schedule="cosine", total_steps=steps, warmup_steps=config.warmup, **sizes),
         hyper=hyper,
         keys=jnp.stack([jax.random.key(seed) for seed in seeds]),
         seeds=seeds,
