@@ -3,7 +3,8 @@
 DIAGONAL_MGU with H = 64 is trained briefly on sums among 100 numbers and on MNIST by pixels. Before and after, Newton's
 method finds the states of sequences of up to 100,000 steps at once, in float32. The largest Lyapunov exponent is given
 beside its iterations. The longer sequences of pixels are images one after another. Then "parallel" and
-"parallel_backward" are timed beside "manual". A few minutes on two cores; on a GPU, longer sequences are timed.
+"parallel_backward" are timed beside "manual", and "parallel" also for small layers of the MGU. A few minutes on two
+cores; on a GPU, longer sequences are timed.
 """
 
 import time
@@ -30,6 +31,7 @@ from experiments.tasks.mnist_pixels import pixels
 CELL = mgu.DIAGONAL_MGU
 IMPLEMENTATIONS = ("manual", "parallel", "parallel_backward")
 LENGTHS = (100, 1_000, 10_000, 100_000)
+DENSE: tuple[Size, ...] = ((1, 1_000, 16, 16), (16, 1_000, 16, 16), (16, 1_000, 16, 32))  # for the MGU itself
 SAMPLES = 2  # of the sequences on which Newton's method is measured
 Rows = Iterator[dict[str, Any]]
 
@@ -127,13 +129,14 @@ def work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
     return 1e3 * float(np.median(found))
 
 
-def times(sizes: tuple[Size, ...], devices: int, budget: float) -> Rows:
-    """The times of all implementations at each size, the batch split over the devices if they divide it."""
+def times(cell: str, sizes: tuple[Size, ...], devices: int, budget: float) -> Rows:
+    """The times of a cell's implementations at each size, the batch split over the devices if they divide it."""
+    names = [name for name in IMPLEMENTATIONS if cells.FAMILY[cell].elementwise or name != "parallel_backward"]
     for size in sizes:
         for count in (1, 2) if devices > 1 and size[0] % 2 == 0 else (1,):
             layers = {
-                name: peers.Layer("mgu_jax", partial(peers.ours, cell=CELL, implementation=name))
-                for name in IMPLEMENTATIONS
+                name: peers.Layer("mgu_jax", partial(peers.ours, cell=cells.FAMILY[cell], implementation=name))
+                for name in names
             }
             made = {
                 name: peers.on_one_device(layer, size) if count == 1 else peers.on_devices(layer, size, count)
@@ -143,7 +146,14 @@ def times(sizes: tuple[Size, ...], devices: int, budget: float) -> Rows:
                 contestants = {name: pair[which] for name, pair in made.items()}
                 found = timing.alternate(contestants, budget / 2, 3)
                 for name, seconds in found.items():
-                    row = {"part": "time", "size": list(size), "devices": count, "which": which, "name": name}
+                    row = {
+                        "part": "time",
+                        "cell": cell,
+                        "size": list(size),
+                        "devices": count,
+                        "which": which,
+                        "name": name,
+                    }
                     row |= timing.spread(seconds) | {"times_loop": timing.ratio(seconds, found["manual"])}
                     yield row | {"cpu_ms": work(*contestants[name]), "rounds": len(seconds)}
         jax.clear_caches()
@@ -165,7 +175,9 @@ def main(config: Config) -> None:
     if jax.default_backend() == "gpu":
         sizes, devices = tuple((16, T, 16, 64) for T in (1_000, 10_000, 100_000)), 1
     parts = [iterations(config, name, task) for name, task in tasks.items()]
-    parts.append(times(((2, 6, 3, 4),) if config.quick else sizes, devices, 0.02 if config.quick else config.budget))
+    budget = 0.02 if config.quick else config.budget
+    for cell, of_cell in (("diagonal-mgu", sizes), ("mgu", DENSE)):
+        parts.append(times(cell, ((2, 6, 3, 4),) if config.quick else of_cell, devices, budget))
     rows: list[dict[str, Any]] = []
     for part in parts:
         for row in part:
@@ -198,19 +210,25 @@ def table_of_iterations(rows: list[dict[str, Any]]) -> str:
 
 
 def table_of_times(rows: list[dict[str, Any]]) -> str:
-    """One row per size, number of devices and pass."""
+    """One row per cell, size, number of devices and pass."""
     lines = [
-        '| B, T, D, H | devices | pass | "manual", ms | time of "parallel" relative to it | of "parallel_backward" '
-        '| work of all cores, "parallel" relative to "manual" |',
+        '| cell | B, T, D, H | devices | pass | "manual", ms | time of "parallel" relative to it '
+        '| of "parallel_backward" | work of all cores, "parallel" relative to "manual" |',
         "|---|---|---|---|---|---|---|",
     ]
     found = {(tuple(row["size"]), row["devices"], row["which"], row["name"]): row for row in of_part(rows, "time")}
-    for size, devices, which in dict.fromkeys(key[:3] for key in found):
-        loop, parallel, backward = (found[size, devices, which, name] for name in IMPLEMENTATIONS)
+    for cell, size, devices, which in dict.fromkeys(key[:4] for key in found):
+        loop, parallel = (found[cell, size, devices, which, name] for name in ("manual", "parallel"))
+        backward = found.get((cell, size, devices, which, "parallel_backward"))
+        name = "DIAGONAL_MGU" if cell == "diagonal-mgu" else "MGU"
         what = "forward" if which == "forward" else "training step"
-        shown = (f"{loop['ms']:.2f}", f"{parallel['times_loop']:.2f}", f"{backward['times_loop']:.2f}")
+        shown = [
+            f"{loop['ms']:.2f}",
+            f"{parallel['times_loop']:.2f}",
+            f"{backward['times_loop']:.2f}" if backward else "",
+        ]
         cores = f"{parallel['cpu_ms'] / loop['cpu_ms']:.1f}"
-        lines.append(f"| {' | '.join((', '.join(map(str, size)), str(devices), what, *shown, cores))} |")
+        lines.append(f"| {' | '.join((name, ', '.join(map(str, size)), str(devices), what, *shown, cores))} |")
     return "\n".join(lines)
 
 
