@@ -216,7 +216,10 @@ def table_of_times(rows: list[dict[str, Any]]) -> str:
         '| of "parallel_backward" | work of all cores, "parallel" relative to "manual" |',
         "|---|---|---|---|---|---|---|",
     ]
-    found = {(tuple(row["size"]), row["devices"], row["which"], row["name"]): row for row in of_part(rows, "time")}
+    found = {
+        (row["cell"], tuple(row["size"]), row["devices"], row["which"], row["name"]): row
+        for row in of_part(rows, "time")
+    }
     for cell, size, devices, which in dict.fromkeys(key[:4] for key in found):
         loop, parallel = (found[cell, size, devices, which, name] for name in ("manual", "parallel"))
         backward = found.get((cell, size, devices, which, "parallel_backward"))

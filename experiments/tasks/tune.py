@@ -104,7 +104,8 @@ def main(config: Config) -> None:
     mnist = pixels(data.mnist(config.data_dir, config.download), config.permuted, every=28 if config.quick else 1)
     xs, targets = mnist.train.xs, mnist.train.targets
     train, valid = Data(xs[:-HELD_OUT], targets[:-HELD_OUT]), Data(xs[-HELD_OUT:], targets[-HELD_OUT:])
-    model, rates = model_of(config, train.xs.shape[1]), RATES[config.compare]
+    model: Any = model_of(config, train.xs.shape[1])
+    rates = RATES[config.compare]
     epoch = len(train.xs) // config.batch_size
     rungs = (10, 20, 40) if config.quick else tuple(int(epochs * epoch) for epochs in EPOCHS)
     hyper = mgu.grid(learning_rate=rates, forget_bias=tuple(range(len(model.starts))))._replace(clip_norm=1.0)
