@@ -206,7 +206,10 @@ def test_the_command_builds_it():
 
 
 ALL_SIZES = """
+import os
+cache = os.environ["MGU_JAX_CACHE"]
 from tests.conftest import double_precision
+os.environ["MGU_JAX_CACHE"] = cache  # conftest names a place where no program can be
 from tests.kernels import members, test_cpu
 with double_precision():
     for B, T, D, H in test_cpu.SIZES + test_cpu.MORE:
