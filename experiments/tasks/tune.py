@@ -22,7 +22,8 @@ from mgu_jax.training.data import Data
 
 HELD_OUT = 5_000
 EPOCHS = (0.5, 1, 2)  # after which settings are dropped, and the last
-RATES = {"starts": (2e-3, 4e-3, 8e-3), "scales": (4e-3, 8e-3, 1.6e-2)}
+RATES = {"starts": (2e-3, 4e-3, 8e-3), "scales": (8e-3, 1.6e-2, 2.4e-2)}
+WARMUP = {"starts": 0, "scales": 200}  # steps in which the rate rises from zero
 
 
 class Start(NamedTuple):
@@ -109,7 +110,10 @@ def main(config: Config) -> None:
     epoch = len(train.xs) // config.batch_size
     rungs = (10, 20, 40) if config.quick else tuple(int(epochs * epoch) for epochs in EPOCHS)
     hyper = mgu.grid(learning_rate=rates, forget_bias=tuple(range(len(model.starts))))._replace(clip_norm=1.0)
-    recipe = mgu.Recipe(model, schedule="cosine", total_steps=rungs[-1], batch_size=config.batch_size)
+    warmup = min(WARMUP[config.compare], rungs[0] // 2) if config.quick else WARMUP[config.compare]
+    recipe = mgu.Recipe(
+        model, schedule="cosine", total_steps=rungs[-1], warmup_steps=warmup, batch_size=config.batch_size
+    )
     per_call = max(1, rungs[0] // 5)
     validation = mgu.Validation(valid, (mgu.losses.accuracy,), every=5, batch_size=500)
     run = Run("tune", config, mnist.sources, {"rungs": [*rungs], "held_out": HELD_OUT})
@@ -145,7 +149,7 @@ def main(config: Config) -> None:
         if "accuracy" in line:
             rows[int(line["setting"])]["accuracy"][str(line["step"])] = line["accuracy"]
     rows.sort(key=lambda row: max((int(step), score) for step, score in row["accuracy"].items()), reverse=True)
-    asked = {"cell": config.cell, "permuted": config.permuted, "compare": config.compare}
+    asked = {"cell": config.cell, "permuted": config.permuted, "compare": config.compare, "warmup": warmup}
     run.finish(asked | {"rungs": rungs, "settings": rows})
     for row in rows:
         step, score = max((int(step), score) for step, score in row["accuracy"].items())
