@@ -49,6 +49,8 @@ class Training(Common):
     """Decoupled weight decay of all parameters."""
     dropout: Annotated[float, between(0, 1)] = 0.0
     """Rate of dropout on the output of the layer."""
+    ema: Annotated[float, between(0, 1)] = 0.0
+    """Decay of an average of the parameters over the steps, which is measured in their place; 0 for no average."""
     forget_bias: Annotated[ForgetBias, Bound("a number, chrono or uniform", math.isfinite)] = -1.0
     """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
     up to the length of the sequences, and uniform one for gates spread evenly between 0 and 1. MGU2 has none and
@@ -183,7 +185,8 @@ def learn(name: str, config: Training, task: Task, **how: Any) -> Learned:
     trained = train(run, task, prepared)
 
     members, model = trained.state.members, prepared.recipe.model
-    chosen: Any = members.params if task.valid is None else members.best.params
+    last = jax.vmap(prepared.recipe.eval_params)
+    chosen: Any = last(members) if task.valid is None else members.best.params
     result = {
         "settings": run.record["settings"],
         "cell": config.cell,
@@ -252,12 +255,7 @@ def prepare(
     hyper, bias = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm), forget_bias(config)
     if isinstance(bias, float | int):
         hyper = hyper._replace(forget_bias=bias)
-    sizes = {
-        "total_steps": steps,
-        "warmup_steps": config.warmup,
-        "batch_size": config.batch_size,
-        "window": task.window,
-    }
+    sizes = {"batch_size": config.batch_size, "window": task.window}
     validation = mgu.Validation(
         task.test if task.valid is None else task.valid,
         task.metrics,
@@ -267,7 +265,15 @@ def prepare(
     )
     seeds = [config.seed + i for i in range(config.seeds)]
     return Prepared(
-        recipe=mgu.Recipe(model, task.loss, schedule="cosine", total_steps=steps, warmup_steps=config.warmup, **sizes),
+        recipe=mgu.Recipe(
+            model,
+            task.loss,
+            schedule="cosine",
+            total_steps=steps,
+            warmup_steps=config.warmup,
+            evaluate_at=mgu.ema(config.ema) if config.ema else None,
+            **sizes,
+        ),
         hyper=hyper,
         keys=jnp.stack([jax.random.key(seed) for seed in seeds]),
         seeds=seeds,

@@ -55,6 +55,8 @@ IMPOSSIBLE = [
     (["vowels", "--dropout", "1"], "--dropout", "a number in [0, 1)", "1.0"),
     (["vowels", "--weight-decay", "-1"], "--weight-decay", "a number of at least 0", "-1.0"),
     (["vowels", "--forget-bias", "nan"], "--forget-bias", "a number, chrono or uniform", "nan"),
+    (["digits", "--quick", "--warmup", "84"], "--warmup", "below the 84 steps of the training", "84"),
+    (["digits", "--ema", "1"], "--ema", "a number in [0, 1)", "1.0"),
     (["adding", "--length", "1"], "--length", "at least 2", "1"),
     (["adding", "--cell", "gru", "--implementation", "manual"], "--implementation", "our own cells", "--cell gru"),
     (["adding", "--cell", "gru", "--initializer", "lecun"], "--initializer", "our own cells", "--cell gru"),

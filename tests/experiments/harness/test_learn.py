@@ -59,6 +59,19 @@ def test_seeds_trained_together_equal_separate_runs(tmp_path, capsys):
     assert one["squared_error"] == pytest.approx(each[1], rel=1e-4)
 
 
+def test_the_average_over_the_steps_is_measured_in_the_place_of_the_last(tmp_path):
+    """After a warm-up of nearly all steps: the average lags behind the parameters that begin to move."""
+    flags = ["adding", "--quick", "--hidden-size", 4, "--length", 4, "--steps", 50, "--warmup", 49]
+    assert run(*flags, "--out", tmp_path / "last") == 0
+    assert run(*flags, "--ema", 0.99, "--out", tmp_path / "average") == 0
+    last, average = result(tmp_path / "last"), result(tmp_path / "average")
+    losses = [
+        [row["loss"] for row in lines(tmp_path / name) if row["split"] == "train"] for name in ("last", "average")
+    ]
+    assert losses[0] == losses[1]
+    assert last["loss"] < average["loss"]
+
+
 def test_copy_asks_for_the_ten_symbols_after_the_delay():
     made = copying.sequences(np.random.default_rng(0), 300, 7)
     assert made.xs.shape == (300, 27, 10)
