@@ -146,38 +146,39 @@ template <class R> struct Factor {
   int length;        // number of k
 };
 
-template <class R, int M>
-inline void add_products(int length, const R* a, long row, long step, const R* b, long next, Vector<R> (&sums)[M][2]) {
+template <class R, int M, int N>
+inline void add_products(int length, const R* a, long row, long step, const R* b, long next, Vector<R> (&sums)[M][N]) {
   for (int k = 0; k < length; k++, a += step, b += next) {
-    const Vector<R> left = *(const Vector<R>*)b, right = *(const Vector<R>*)(b + kLanes<R>);
+    const Vector<R> left = *(const Vector<R>*)b, right = *(const Vector<R>*)(b + (N - 1) * kLanes<R>);
     for (int i = 0; i < M; i++) {
       sums[i][0] += a[i * row] * left;
-      sums[i][1] += a[i * row] * right;
+      if constexpr (N > 1) sums[i][1] += a[i * row] * right;
     }
   }
 }
 
-template <class R, int M>
+// M rows of N vectors; a last panel of few columns has one vector.
+template <class R, int M, int N>
 void tile(int rows, const Factor<R>* first, const Factor<R>* last, int i, int j, R* out, long ld, bool add) {
   if constexpr (M > 1)
-    if (rows < M) return tile<R, M - 1>(rows, first, last, i, j, out, ld, add);
-  Vector<R> sums[M][2] = {};
+    if (rows < M) return tile<R, M - 1, N>(rows, first, last, i, j, out, ld, add);
+  Vector<R> sums[M][N] = {};
   for (const Factor<R>* f = first; f < last; f++) {
     const R *a = f->a + i * f->row, *b = f->b + j / kPanel<R> * f->panel;
     int k = 0;
     if constexpr (M <= 2) {  // few rows: several sums in turn, since each addition waits for the one before
-      Vector<R> more[4][M][2] = {};
+      Vector<R> more[4][M][N] = {};
       for (; k + 4 <= f->length; k += 4)
         for (int u = 0; u < 4; u++)
-          add_products<R, M>(1, a + (k + u) * f->step, f->row, 0, b + (k + u) * f->next, 0, more[u]);
+          add_products<R, M, N>(1, a + (k + u) * f->step, f->row, 0, b + (k + u) * f->next, 0, more[u]);
       for (auto& part : more)
         for (int r = 0; r < M; r++)
-          for (int n = 0; n < 2; n++) sums[r][n] += part[r][n];
+          for (int n = 0; n < N; n++) sums[r][n] += part[r][n];
     }
-    add_products<R, M>(f->length - k, a + k * f->step, f->row, f->step, b + k * f->next, f->next, sums);
+    add_products<R, M, N>(f->length - k, a + k * f->step, f->row, f->step, b + k * f->next, f->next, sums);
   }
   for (int r = 0; r < M; r++)
-    for (int n = 0; n < 2; n++) {
+    for (int n = 0; n < N; n++) {
       Vector<R>* place = (Vector<R>*)(out + r * ld + n * kLanes<R>);
       *place = add ? *place + sums[r][n] : sums[r][n];
     }
@@ -192,7 +193,8 @@ void product(int rows, int columns, std::initializer_list<Factor<R>> factors, R*
   for (int j = 0; j < columns; j += kPanel<R>)
     for (int p = 0; p < tiles; p++) {
       const int i = rows * p / tiles, n = rows * (p + 1) / tiles - i;
-      tile<R, kRows>(n, present, present + count, i, j, out + i * ld + j, ld, add);
+      const auto tiles_of = columns - j > kLanes<R> ? tile<R, kRows, 2> : tile<R, kRows, 1>;
+      tiles_of(n, present, present + count, i, j, out + i * ld + j, ld, add);
     }
 }
 
