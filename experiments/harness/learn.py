@@ -43,14 +43,14 @@ class Training(Common):
     """Samples per optimiser step."""
     learning_rate: float = 3e-3
     """Learning rate at the start, or after the warm-up."""
-    warmup: Annotated[int, at_least(0)] = 0
+    warmup: Annotated[int | None, at_least(0)] = None
     """Steps in which the learning rate rises from zero to its value."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """Decoupled weight decay of all parameters."""
     dropout: Annotated[float, between(0, 1)] = 0.0
     """Rate of dropout on the output of the layer."""
-    ema: Annotated[float, between(0, 1)] = 0.0
-    """Decay of an average of the parameters over the steps, which is measured in their place; 0 for no average."""
+    ema: Annotated[float | None, between(0, 1)] = None
+    """Decay of an average of the parameters over the steps, which is measured in their place."""
     forget_bias: Annotated[ForgetBias, Bound("a number, chrono or uniform", math.isfinite)] = -1.0
     """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
     up to the length of the sequences, and uniform one for gates spread evenly between 0 and 1. MGU2 has none and
@@ -248,8 +248,9 @@ def prepare(
         raise BadRequest(f"--devices must divide the {config.seeds} seeds; got {devices}.")
     # A core is as fast on small matrices one after another as on a stack of them, and only one fits into its cache.
     at_once = config.at_once or (1 if jax.default_backend() == "cpu" else None)
-    if config.warmup >= steps:
-        raise BadRequest(f"--warmup must be below the {steps} steps of the training; got {config.warmup}.")
+    warmup = config.warmup or 0
+    if warmup >= steps:
+        raise BadRequest(f"--warmup must be below the {steps} steps of the training; got {warmup}.")
     _check_batch_size(config.batch_size, task)
     model, width = model_of(config, task)
     hyper, bias = mgu.Hyper(config.learning_rate, config.weight_decay, clip_norm), forget_bias(config)
@@ -270,8 +271,8 @@ def prepare(
             task.loss,
             schedule="cosine",
             total_steps=steps,
-            warmup_steps=config.warmup,
-            evaluate_at=mgu.ema(config.ema) if config.ema else None,
+            warmup_steps=warmup,
+            evaluate_at=mgu.ema(config.ema) if config.ema is not None else None,
             **sizes,
         ),
         hyper=hyper,

@@ -23,8 +23,8 @@ class Config(Training):
 
     permuted: bool = False
     """Read the pixels of all images in one random order, the same in every run."""
-    input_scale: Annotated[float, above(0)] = 1.0
-    """Factor on the pixels, which are 0 to 1."""
+    input_scale: Annotated[float | None, above(0)] = None
+    """Factor on the pixels, which are 0 to 1 without it."""
     learning_rate: float = 1e-3
     forget_bias: ForgetBias = "chrono"
     epochs: int = 10
@@ -44,7 +44,7 @@ def pixels(mnist: DataSet, permuted: bool, every: int = 1, scale: float = 1.0) -
 def main(config: Config) -> None:
     """Train on the 60,000, test on the 10,000; --quick reads every 28th pixel."""
     found = data.mnist(config.data_dir, config.download)
-    mnist = pixels(found, config.permuted, 28 if config.quick else 1, config.input_scale)
+    mnist = pixels(found, config.permuted, 28 if config.quick else 1, config.input_scale or 1.0)
     name = "mnist-pixels-permuted" if config.permuted else "mnist-pixels"
     sizes = steps_of(config, mnist.train, quick=(40, 20), calls=6)
     classify(name, config, mnist, every=1 if config.quick else 6, evaluated_at_once=500, **sizes)
