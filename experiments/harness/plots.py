@@ -257,8 +257,9 @@ def memory_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     """How much the outputs depend on earlier states, one panel per task, before (dashed) and after training."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     colours = {"1": ORANGE, "-1": "#009E73", "chrono": BLUE}
-    figure, panels = figure_of(1, len(tasks), figsize=(WIDTH, 2.7), squeeze=False)
-    for axes, task in zip(panels.flat, tasks, strict=True):
+    down = 2 if len(tasks) > 3 else 1
+    figure, panels = figure_of(down, -(-len(tasks) // down), figsize=(WIDTH, 2.2 * down + 0.5), squeeze=False)
+    for axes, task in zip(panels.flat, tasks, strict=False):
         for row in (row for row in rows if row["task"] == task):
             bias = row["forget_bias"]
             label = "chrono" if bias == "chrono" else f"b_f = {bias}"
@@ -266,7 +267,10 @@ def memory_curves(path: Path, rows: list[dict[str, Any]]) -> None:
             axes.plot(row["after"]["curve"], color=colours[bias], linewidth=1.5, label=label)
             axes.set(title=row["title"], xlabel="steps before the last", yscale="log", ylim=(1e-6, None))
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("derivative relative to the last step")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("derivative relative to\nthe last step")
+    for axes in panels.flat[len(tasks) :]:
+        axes.set_visible(False)
     shown, labels = panels[0, 0].get_legend_handles_labels()
     lines = require("matplotlib.lines", "experiments").Line2D
     shown += [lines([], [], color="black", linestyle=style) for style in ("dashed", "solid")]

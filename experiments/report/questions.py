@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.harness.measures import Measure
-from experiments.report.tasks import COMPARED, Task, task_of
+from experiments.report.tasks import COMPARED, Task, name_of, task_of
 from experiments.run import BadRequest
 
 
@@ -62,12 +62,21 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
         *(Way(f"b_f = {b:.0f}", forget_bias=b) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)),
         Way("chrono", forget_bias="chrono"),
     ),
+    "remember": (
+        Way("MGU, Flax's initial W", initializer="lecun"),
+        Way("MGU"),
+        Way("GRU", "gru"),
+        Way("no reset", "ugrnn"),
+    ),
     "diagonal": (Way("MGU"), Way("diagonal recurrence", "diagonal-mgu")),
     "gradient": (
         Way("hand-written gradient", implementation="manual"),
         Way("autodiff", implementation="autodiff"),
     ),
 }
+
+# Questions about the runs of one experiment with this many steps or more; one column is enough there.
+ABOUT = {"remember": ("mnist-pixels", 6_000)}
 
 
 def shown_score(row: dict[str, Any], measure: Measure) -> str:
@@ -86,6 +95,9 @@ def found(name: str, rows: list[dict[str, Any]]) -> Found:
     """
     runs: Found = {}
     for row in rows:
+        about, steps = ABOUT.get(name, (name_of(row), 0))
+        if name_of(row) != about or row["steps"] < steps:
+            continue
         for way in QUESTIONS[name]:
             if way.is_of(row):
                 task = way.task(row)
@@ -97,7 +109,8 @@ def found(name: str, rows: list[dict[str, Any]]) -> Found:
                     raise BadRequest(
                         f"--folder must hold runs of {task.title!r} with the same settings; {differ[0]} differs."
                     )
-    return {task: of_task for task, of_task in sorted(runs.items(), key=lambda i: i[0].place) if len(of_task) > 1}
+    least = 1 if name in ABOUT else 2
+    return {task: of_task for task, of_task in sorted(runs.items(), key=lambda i: i[0].place) if len(of_task) >= least}
 
 
 def _differ(*rows: dict[str, Any]) -> list[str]:
