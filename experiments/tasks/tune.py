@@ -163,17 +163,17 @@ def table(results: list[dict[str, Any]]) -> str:
     ends = [str(step) for step in results[0]["rungs"]]
     heads = " | ".join(f"after {int(step):,} steps" for step in ends)
     lines = [
-        f"| learning rate | pixels times | initial forget biases | initial W | {heads} |",
-        "|---|---|---|---|" + "---|" * len(ends),
+        f"| learning rate | steps of warm-up | pixels times | initial forget biases | initial W | {heads} |",
+        "|---|---|---|---|---|" + "---|" * len(ends),
     ]
-    reached = [row for result in results for row in result["settings"]]
+    reached = [row | {"warmup": result["warmup"]} for result in results for row in result["settings"]]
 
     def best(row: dict[str, Any]) -> list[float]:
         return [row["accuracy"].get(step, 0.0) for step in reversed(ends)]
 
     for row in sorted(reached, key=best, reverse=True):
         named = row["bias"] if isinstance(row["bias"], str) else f"b_f = {row['bias']:g}"
-        parts = [f"{row['learning_rate']:.3g}", f"{row['scale']:g}", named]
+        parts = [f"{row['learning_rate']:.3g}", f"{row['warmup']}", f"{row['scale']:g}", named]
         parts.append({"orthogonal": "Glorot", "lecun": "LeCun"}[row["initializer"]])
         parts += [f"{row['accuracy'][step]:.2%}" if step in row["accuracy"] else "" for step in ends]
         lines.append(f"| {' | '.join(parts)} |")
