@@ -104,11 +104,12 @@ def tables_of(folder: Path) -> dict[str, str]:
     results = load(folder)
     made = {f"question {name}": questions.answer(name, every(results), measure_of) for name in questions.QUESTIONS}
     made |= {f"task {name}": table(rows) for name, rows in results.items()}
-    for run in ("benchmark", "benchmark-newest"):  # the same, with two versions of JAX
+    # The same with two versions of JAX; of the newest, what the page shows of it.
+    for run, names in {"benchmark": tuple(tables.TABLES), "benchmark-newest": ("speed", "summary", "native")}.items():
         if result := _result(folder, run):
             made_with = f"jaxlib {result['versions']['jaxlib']}, Python {result['versions']['python']}."
-            for name, make in tables.TABLES.items():
-                lines = make(result["rows"])
+            for name in names:
+                lines = tables.TABLES[name](result["rows"])
                 made[f"{run} {name}"] = "\n".join([*lines, "", made_with]) if lines else ""
     if result := _result(folder, "earlier"):
         made["earlier"] = earlier.table(result["rows"], result["versions"], result["earlier"])
