@@ -102,6 +102,7 @@ def test_a_run_alone_may_be_narrow_too(x64):
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_leading_axes_and_a_grid_of_widths():
     model = mgu.Model(3, (4,), 2)
     hyper = mgu.grid(hidden_size=(1, 4), learning_rate=(1e-2, 1e-3))

@@ -28,9 +28,7 @@ def test_report(dtype, cell, reverse):
     assert [line.split()[0] for line in lines[2:]] == [row.name for row in report.rows]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("MGU", "norm") else pytest.mark.slow) for n in laws.CELLS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "MGU" else pytest.mark.slow) for n in laws.CELLS])
 def test_report_with_every_option(name):
     """In float32, with differences in float64: a key draws the same noise in both."""
     cell = laws.CELLS[name]

@@ -59,6 +59,7 @@ def test_seeds_trained_together_equal_separate_runs(tmp_path, capsys):
     assert one["squared_error"] == pytest.approx(each[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_average_over_the_steps_is_measured_in_the_place_of_the_last(tmp_path):
     """After a warm-up of nearly all steps: the average lags behind the parameters that begin to move."""
     flags = ["adding", "--quick", "--hidden-size", 4, "--length", 4, "--steps", 50, "--warmup", 49]

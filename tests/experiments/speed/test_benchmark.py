@@ -112,6 +112,7 @@ def test_without_peers_there_is_no_empty_picture(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["arithmetic.png"]
 
 
+@pytest.mark.slow
 def test_on_a_gpu_quick(tmp_path, capsys, quick_compiler):
     """It runs on any machine at tiny sizes; what ran is named, and the table comes last."""
     assert main(["benchmark-gpu", "--quick", "--out", str(tmp_path / "run")]) == 0

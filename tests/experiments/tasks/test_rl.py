@@ -15,6 +15,7 @@ def without_seconds(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_rl(tmp_path, capsys):
     """Equal widths, then equal parameters; a run that was stopped after its first part repeats the second's bits."""
     flags = ["rl", "--quick", "--tasks", "memory-8", "--agents", "feed-forward", "--out", tmp_path / "run"]

@@ -56,6 +56,7 @@ def test_notebook(tmp_path, capsys):
     assert is_png(tmp_path / "run" / "loss_per_time_step.png")
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path, capsys):
     """All members in one program; a resumed sweep repeats the same bits."""
     flags = ["sweep", "--quick", "--seeds", 2]
