@@ -14,6 +14,7 @@ import mgu_jax as mgu
 from experiments.datasets import speech
 from experiments.datasets.published import DataSet
 from experiments.harness import cells
+from experiments.harness.classify import steps_of
 from experiments.harness.learn import Task, prepare
 from experiments.run import Common, Run
 from experiments.tasks.speech import Config as Settings
@@ -33,7 +34,7 @@ class Config(Common):
     """H, the width of the layer."""
 
 
-def fit(settings: Settings, found: list[DataSet], steps: int) -> dict[str, Any]:
+def fit(settings: Settings, found: list[DataSet], sizes: dict[str, Any]) -> dict[str, Any]:
     """The accuracies [seeds, speakers] of a cell, its size and its time."""
     first = found[0]
     task = Task(
@@ -45,14 +46,14 @@ def fit(settings: Settings, found: list[DataSet], steps: int) -> dict[str, Any]:
         longest=first.train.xs.shape[1],
         options=(("readout", settings.readout),),
     )
-    prepared = prepare(settings, task, steps=steps, steps_per_call=max(1, steps // 10))
+    prepared = prepare(settings, task, **sizes)
     began = time.perf_counter()
     state, _ = mgu.sweep(
         prepared.recipe,
         mgu.Parts([split.train for split in found]),
         hyper=prepared.hyper,
         keys=prepared.keys,
-        steps=steps,
+        steps=prepared.steps,
         steps_per_call=prepared.steps_per_call,
         at_once=prepared.at_once,
         progress=True,
@@ -70,22 +71,22 @@ def fit(settings: Settings, found: list[DataSet], steps: int) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     """Train every cell on all splits, and write what each makes of the speaker that it did not hear."""
-    settings = Settings(seed=config.seed, seeds=config.seeds, hidden_size=config.hidden_size, devices=1)
+    asked = {name: getattr(config, name) for name in ("seed", "steps", "quick", "seeds", "hidden_size")}
+    settings = Settings(**asked, devices=1)
     found = speech.splits(config.data_dir, SPEAKERS, config.download, settings.bands, settings.hop)
-    samples = len(found[0].train.xs)
-    settings = replace(settings, batch_size=min(settings.batch_size, samples))
-    steps = config.steps or (20 if config.quick else settings.epochs * (samples // settings.batch_size))
-    run = Run("speakers", config, found[0].sources, {"total_steps": steps})
+    settings = replace(settings, batch_size=min(settings.batch_size, len(found[0].train.xs)))
+    sizes = steps_of(settings, found[0].train, quick=(20, 2))
+    run = Run("speakers", config, found[0].sources, {"total_steps": sizes["steps"]})
     run.rewind(0)
     rows = []
     for label, (cell, match) in CELLS.items():
         print(f"{label}:")
         of_cell: Any = replace(settings, cell=cell, match=match)  # pyright: ignore (a name of a cell)
-        row = run.once(label.replace(" ", "-"), lambda of_cell=of_cell: fit(of_cell, found, steps))
+        row = run.once(label.replace(" ", "-"), lambda of_cell=of_cell: fit(of_cell, found, sizes))
         run.log(len(rows) + 1, label, accuracy=float(np.mean(row["accuracy"])))
         rows.append({"cell": label} | row)
     speakers = list(SPEAKERS)
-    run.finish({"settings": run.record["settings"], "speakers": speakers, "steps": steps, "rows": rows})
+    run.finish({"settings": run.record["settings"], "speakers": speakers, "steps": sizes["steps"], "rows": rows})
     print(f"\n{table({'speakers': speakers, 'rows': rows})}\n")
     run.close()
 
@@ -93,7 +94,10 @@ def main(config: Config) -> None:
 def table(result: dict[str, Any]) -> str:
     """One row per cell, one column per speaker: the accuracy on the speaker who was left out, then that on all."""
     heads = " | ".join(result["speakers"])
-    lines = [f"| cell | H | parameters of the layer | {heads} | all six |", "|---|---|---|---|" + "---|" * 6]
+    lines = [
+        f"| cell | H | parameters of the layer | {heads} | all six |",
+        "|---|---|---|---|" + "---|" * len(result["speakers"]),
+    ]
     for row in result["rows"]:
         scores = np.array(row["accuracy"])
         deviation = f" ± {scores.mean(1).std(ddof=1):.1%}" if len(scores) > 1 else ""
