@@ -214,7 +214,7 @@ def table_of_times(rows: list[dict[str, Any]]) -> str:
     lines = [
         '| cell | B, T, D, H | devices | pass | "manual", ms | time of "parallel" relative to it '
         '| of "parallel_backward" | work of all cores, "parallel" relative to "manual" |',
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     found = {
         (row["cell"], tuple(row["size"]), row["devices"], row["which"], row["name"]): row

@@ -19,6 +19,7 @@ FOLDER = report.Config().folder
 PAGES = {name: (FOLDER / name).read_text() for name in report.PAGES}
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
 LEARNING = sorted((FOLDER / "results" / "learning").glob("*.json"))
+TUNING = sorted((FOLDER / "results" / "tuning").glob("*.json"))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -58,6 +59,21 @@ def test_every_command_still_parses_to_its_recorded_settings(path):
     if not has_forget_bias(row["cell"]):
         asked_for["forget_bias"] = None
     assert asked_for == {setting: row["settings"].get(setting) for setting in asked_for}  # None if it came later
+
+
+@pytest.mark.parametrize("path", TUNING, ids=lambda path: path.stem)
+def test_every_tuning_names_the_command_that_asks_for_it(path):
+    made = json.loads(path.read_text())
+    name, *flags = made["command"].split()[3:]
+    asked_for = _settings(parse(_module(name).Config, name, flags, None))
+    assert name == "tune"
+    assert {setting: made[setting] for setting in ("cell", "permuted", "compare")}.items() <= asked_for.items()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_all_lines_of_a_table_have_as_many_cells(name):
+    for lines in re.findall(r"(?:^\|.*\n)+", PAGES[name], re.MULTILINE):
+        assert len({line.count("|") for line in lines.splitlines()}) == 1, lines
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
