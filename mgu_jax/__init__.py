@@ -5,6 +5,7 @@ from mgu_jax.gradients import Comparison, GradientReport, check_gradients
 from mgu_jax.layer.family import (
     DIAGONAL_MGU,
     FLAX_MGU,
+    JANET,
     MGU,
     MGU1,
     MGU2,
@@ -41,6 +42,7 @@ __version__ = "0.2.0"
 __all__ = [
     "DIAGONAL_MGU",
     "FLAX_MGU",
+    "JANET",
     "MGU",
     "MGU1",
     "MGU2",

@@ -25,6 +25,7 @@ NAMED = {
     "FLAX_MGU": mgu.FLAX_MGU,
     "UGRNN": mgu.UGRNN,
     "DIAGONAL_MGU": mgu.DIAGONAL_MGU,
+    "JANET": mgu.JANET,
     "MIN_GRU": mgu.MIN_GRU,
 }
 # Members that a user might write. Every value of every attribute occurs, and most pairs of values.
@@ -32,15 +33,15 @@ OTHERS = {
     "relu": mgu.Cell(activation="relu"),
     "flax update": mgu.Cell(update="1-f"),
     "diagonal after": mgu.Cell(recurrence="diagonal", reset="after", gate="xh", activation="relu"),
-    "diagonal flax update": mgu.Cell(recurrence="diagonal", reset="none", gate="hb", update="1-f"),
+    "diagonal flax update": mgu.Cell(recurrence="diagonal", reset="none", gate="hb", update="1-f", beta=1.0),
     "blind gate": mgu.Cell(gate="x", reset="after"),
     "blind candidate": mgu.Cell(gate="xhb", candidate="xb", reset="none", update="1-f"),
     "linear tanh": mgu.Cell(gate="b", candidate="xb", reset="none", activation="tanh", recurrence="diagonal"),
-    "norm": mgu.Cell(layer_norm=True),
-    "norm after": mgu.Cell(layer_norm=True, reset="after", update="1-f", gate="xh"),
+    "norm": mgu.Cell(layer_norm=True, beta=0.7),
+    "norm after": mgu.Cell(layer_norm=True, reset="after", update="1-f", gate="xh", beta=-0.5),
     "norm diagonal": mgu.Cell(layer_norm=True, recurrence="diagonal", reset="none", gate="h"),
     "norm bias": mgu.Cell(layer_norm=True, gate="b", activation="identity"),
-    "norm linear": mgu.Cell(layer_norm=True, gate="xb", candidate="xb", reset="none"),
+    "norm linear": mgu.Cell(layer_norm=True, gate="xb", candidate="xb", reset="none", beta=1.0),
 }
 CELLS = NAMED | OTHERS
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}

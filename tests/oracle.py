@@ -2,7 +2,8 @@
 
 It follows the equations of the papers term by term, with vectors and matrices only. Nothing is batched, moved out of a
 loop or fused, so it shares no idea with the code that it judges. ``spec`` is any object with the attributes of a cell
-(gate, reset, update, candidate, recurrence, activation, layer_norm), and ``p`` any object with the fields in NAMES.
+(gate, reset, update, candidate, recurrence, activation, beta, layer_norm), and ``p`` any object with the fields in
+NAMES.
 """
 
 from types import SimpleNamespace
@@ -62,8 +63,13 @@ def one_step(spec, p, h, x, alpha=None, mask=None):
         z_h = p.g_h * n_h
     z_h = z_h + p.b_h
     c = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0), "identity": lambda z: z}[spec.activation](z_h)
-    new = (1 - f) * h + f * c if spec.update == "f" else f * h + (1 - f) * c
-    kept = SimpleNamespace(h=h, seen=seen, x=x, f=f, c=c, alpha=alpha, mask=mask, n_f=n_f, n_h=n_h)
+    if spec.update == "f":
+        written = sigmoid(z_f + spec.beta)
+        new = (1 - f) * h + written * c
+    else:
+        written = 1 - sigmoid(z_f - spec.beta)
+        new = f * h + written * c
+    kept = SimpleNamespace(h=h, seen=seen, x=x, f=f, c=c, alpha=alpha, mask=mask, n_f=n_f, n_h=n_h, written=written)
     kept.jacobian_f, kept.jacobian_h = jacobian_f, jacobian_h
     return alpha * new + (1 - alpha) * h, kept
 
@@ -73,10 +79,11 @@ def one_step_backward(spec, p, kept, dh_next, grads):
     h, seen, x, f, c = kept.h, kept.seen, kept.x, kept.f, kept.c
     dh, dseen, dx = dh_next * (1 - kept.alpha), np.zeros_like(h), np.zeros_like(x)
     dnew = dh_next * kept.alpha
+    dc, dwritten = dnew * kept.written, dnew * c
     if spec.update == "f":
-        dc, df, dh = dnew * f, dnew * (c - h), dh + dnew * (1 - f)
+        df, dh = -dnew * h, dh + dnew * (1 - f)
     else:
-        dc, df, dh = dnew * (1 - f), dnew * (h - c), dh + dnew * f
+        df, dh = dnew * h, dh + dnew * f
     slope = {"tanh": 1 - c**2, "relu": (c > 0) * 1.0, "identity": np.ones_like(c)}[spec.activation]
     dz_h = dc * slope
     grads["b_h"] += dz_h
@@ -99,7 +106,8 @@ def one_step_backward(spec, p, kept, dh_next, grads):
         else:
             dseen = dseen + U @ dz_h
             add_recurrent(grads, "U_h", np.outer(seen, dz_h))
-    dz_f = df * f * (1 - f)
+    through_written = dwritten * kept.written * (1 - kept.written)
+    dz_f = df * f * (1 - f) + (through_written if spec.update == "f" else -through_written)
     if "b" in spec.gate:
         grads["b_f"] += dz_f
     if spec.layer_norm and spec.gate != "b":

@@ -19,6 +19,7 @@ FAMILY = {
     "flax-mgu": mgu.FLAX_MGU,
     "ugrnn": mgu.UGRNN,
     "diagonal-mgu": mgu.DIAGONAL_MGU,
+    "janet": mgu.JANET,
     "min-gru": mgu.MIN_GRU,
 }
 FLAGS = {Chrono: "chrono", UniformGate: "uniform"}
@@ -32,6 +33,7 @@ CellName = Literal[
     "flax-mgu",
     "ugrnn",
     "diagonal-mgu",
+    "janet",
     "min-gru",
     "gru",
     "lstm",

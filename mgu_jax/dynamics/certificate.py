@@ -189,6 +189,8 @@ def _checked(params: Params, cell: Cell, inputs: Any) -> Array | None:
     D, _ = check_params(params, cell)
     if cell.layer_norm:
         raise ValueError(f"cell must be without layer normalisation, for which no bound is derived; got {cell}.")
+    if cell.beta != 0:
+        raise ValueError(f"cell must have beta=0, for any other of which no bound is derived; got {cell}.")
     if cell.activation != "tanh" and "h" in cell.candidate:
         raise ValueError(f"cell must have bounded states: tanh, or a candidate that does not see them; got {cell}.")
     if inputs is None:

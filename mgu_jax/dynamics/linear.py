@@ -34,7 +34,7 @@ from jax import Array
 from mgu_jax import checks
 from mgu_jax.dynamics.arguments import split
 from mgu_jax.layer import mesh
-from mgu_jax.layer.cell import SLOPE, Gates, add, advance, prepare, project, share
+from mgu_jax.layer.cell import SLOPE, Gates, add, advance, prepare, project, shares, slope_through_3
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.layer_norm import Normalised, normalise_backward, normalise_tangent
 from mgu_jax.layer.params import Params, Term
@@ -98,9 +98,9 @@ def vjp(params: Params, h: Array, x: Array, dh_next: Array, cell: Cell = MGU) ->
 def closed_form(params: Params, h: Array, gates: Gates, cell: Cell) -> tuple[Array, Array]:
     """``jacobian`` for the gates of the step from h."""
     p, f, c = params, gates.f, gates.c
-    u, slope_f = share(f, None, cell), f * (1 - f)
-    K = _normalised(Diagonal(u * SLOPE[cell.activation](c)), p.g_h, gates.norm_h)  # (4)
-    Q = Diagonal(slope_f * (c - h if cell.update == "f" else h - c))  # (6, 7) through (3)
+    (u, w), slope_f = shares(f, None, cell), f * (1 - f)
+    K = _normalised(Diagonal(w * SLOPE[cell.activation](c)), p.g_h, gates.norm_h)  # (4)
+    Q = Diagonal(slope_f * slope_through_3(f, h, c, cell))  # (6, 7) through (3)
     if cell.reset == "before":
         R = _times(K, p.U_h)  # (5)
         Q = _sum(Q, _scaled(R, slope_f * h))  # (6, 7) through r
@@ -129,7 +129,7 @@ def tangents(params: Params, h: Array, gates: Gates, cell: Cell, v: Array, w: Ar
         return None if w is None else product(w, W)
 
     f, c = gates.f, gates.c
-    u = share(f, None, cell)
+    given_up, written = shares(f, None, cell)
     t_f = scaled(f * (1 - f), normalised(add(product(v, p.U_f), through(p.W_f)), p.g_f, gates.norm_f))  # (16)
     if cell.reset == "before":
         hU_h = product(add(scaled(f, v), scaled(h, t_f)), p.U_h)  # (17)
@@ -138,8 +138,8 @@ def tangents(params: Params, h: Array, gates: Gates, cell: Cell, v: Array, w: Ar
         if gates.s_r is not None:
             hU_h = add(scaled(f, hU_h), scaled(gates.s_r, t_f))  # (17) of a reset after the product
     t_z = normalised(add(hU_h, through(p.W_h)), p.g_h, gates.norm_h)
-    from_u = scaled(c - h if cell.update == "f" else h - c, t_f)
-    return add(scaled(1 - u, v), from_u, scaled(u * SLOPE[cell.activation](c), t_z))  # (18, 19)
+    from_f = scaled(slope_through_3(f, h, c, cell), t_f)
+    return add(scaled(1 - given_up, v), from_f, scaled(written * SLOPE[cell.activation](c), t_z))  # (18, 19)
 
 
 @partial(jax.jit, static_argnames="cell")

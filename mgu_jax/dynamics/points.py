@@ -137,8 +137,8 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
         systems = jnp.stack([A, A.T @ A + damping * eye])
         steps = jnp.linalg.solve(systems, -jnp.stack([g, A.T @ g])[..., None])[..., 0]
         ends = jnp.where(jnp.isfinite(steps), h[None] + steps, h[None])
-        if cell.activation == "tanh":  # no state stays outside of its range
-            ends = jnp.clip(ends, -1, 1)
+        if cell.bound is not None:  # no state stays outside
+            ends = jnp.clip(ends, -cell.bound, cell.bound)
         speeds = jax.vmap(speed_of)(ends)
         short = jnp.stack([jnp.max(jnp.abs(steps[0])) <= _SHORT, jnp.asarray(True)])
         speeds = jnp.where(jnp.isfinite(speeds) & short, speeds, jnp.inf)

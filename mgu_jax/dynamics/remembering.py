@@ -15,7 +15,7 @@ from mgu_jax import checks
 from mgu_jax.dynamics.arguments import checked_run, split
 from mgu_jax.layer import mesh
 from mgu_jax.layer.bptt import Plan, forward_loop
-from mgu_jax.layer.cell import Gates, add, prepare, project, retreat, share, with_transposes
+from mgu_jax.layer.cell import Gates, add, prepare, project, retreat, shares, with_transposes
 from mgu_jax.layer.family import MGU, Cell
 from mgu_jax.layer.layer_norm import normalise_backward
 from mgu_jax.layer.params import Params
@@ -92,6 +92,6 @@ def _memory(params: Params, xs: Array, h0: Array, probe: Array, cell: Cell) -> M
 
     dh_last = jnp.broadcast_to(probe, (*h0.shape[:-1], *probe.shape))
     _, (states, inputs) = lax.scan(body, dh_last, (before, gates), reverse=True)
-    kept = 1 - share(gates.f, None, cell)
+    kept = 1 - shares(gates.f, None, cell)[0]
     time_constants = 1 / jnp.abs(jnp.mean(jnp.log(kept), 0))
     return Memory(states, inputs, kept, time_constants)

@@ -53,6 +53,8 @@ def obstacle(cell: Cell, to: Cell) -> str | None:
     sees = "h" in cell.candidate
     if cell.activation != to.activation:
         return f"the activations {cell.activation} and {to.activation} are different functions"
+    if cell.beta != to.beta:
+        return f"beta={cell.beta:g} and beta={to.beta:g} compute different functions"
     if cell.layer_norm != to.layer_norm:
         return "a cell with layer normalisation computes a different function from one without"
     if lost := set(cell.gate) - set(to.gate):

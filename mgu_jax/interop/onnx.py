@@ -65,9 +65,9 @@ def _check(model: Any, params: Any) -> None:
     check_model_params(params)
     check_like("params", named(params), jax.eval_shape(lambda: model.init(jax.random.key(0))))
     cell = model.cell
-    if cell.reset == "none" or cell.layer_norm or cell.activation not in _ACTIVATIONS:
+    if cell.reset == "none" or cell.layer_norm or cell.beta != 0 or cell.activation not in _ACTIVATIONS:
         raise ValueError(
-            "cell must have a reset, tanh or relu, and no layer normalisation to be computed by ONNX's GRU; "
+            "cell must have a reset, tanh or relu, beta=0 and no layer normalisation to be computed by ONNX's GRU; "
             f"got {cell}."
         )
     dtype = np.asarray(params.b_y).dtype.name

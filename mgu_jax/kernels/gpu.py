@@ -25,7 +25,7 @@ from jax import Array, lax
 from mgu_jax.kernels.differentiated import on_platform
 from mgu_jax.kernels.mosaic import Places, Steps, Tuning, Warpgroup, fitted, is_interpreted, launch, padded
 from mgu_jax.layer.bptt import Loops, Plan, backward_loop, forward_loop
-from mgu_jax.layer.cell import Gates, InputTerms, StepWeights, add, masked, scaled, share
+from mgu_jax.layer.cell import Gates, InputTerms, StepWeights, add, masked, scaled, shares, slope_through_3
 from mgu_jax.layer.family import Cell
 from mgu_jax.layer.products import Products, like
 
@@ -136,7 +136,7 @@ def forward(
                 s_rs[here] = s_r
                 z_h = f * s_r
             c = _ACTIVATION[cell.activation](add(z_h, now.a_h))  # (2)
-            h = h + share(f, now.alpha, cell) * (c - h)  # (3)
+            h = h + shares(f, now.alpha, cell)[0] * (c - h)  # (3), where the two shares are equal
             hs[here] = h
             cs[here] = c
             ready.wait(i + 1)
@@ -178,9 +178,9 @@ def backward(
             one, two = places.of(i)
             h, f, c = now.h, now.f, now.c
             dh_next = add(now.dhs, dh)
-            u, slope_f = share(f, now.alpha, cell), f * (1 - f)
+            (u, _), slope_f = shares(f, now.alpha, cell), f * (1 - f)
             dz_h = dh_next * u * _SLOPE[cell.activation](c)  # (4)
-            dz_f = scaled(dh_next, now.alpha) * slope_f * (c - h if cell.update == "f" else h - c)  # (6, 7)
+            dz_f = scaled(dh_next, now.alpha) * slope_f * slope_through_3(f, h, c, cell)  # (6, 7)
 
             def store_h() -> Any:
                 dz_hs[here] = dz_h
@@ -251,8 +251,8 @@ def refusal(cell: Cell, H: int, dtype: Any, product: Products) -> str | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.auto_axes or mesh.explicit_axes:
         return "needs a mesh whose axes are all manual, as inside jax.shard_map"
-    if "h" not in cell.candidate or cell.layer_norm:
-        return "needs a cell with a candidate that sees the state, and no layer normalisation"
+    if "h" not in cell.candidate or cell.layer_norm or cell.beta != 0:
+        return "needs a cell with a candidate that sees the state, beta=0 and no layer normalisation"
     if jnp.dtype(dtype) != jnp.float32:
         return f"needs float32 parameters; these are {jnp.dtype(dtype).name}"
     if accuracy(product) is None:

@@ -26,15 +26,18 @@ Over time, only (1) to (3) (``advance``) and (4) to (8) (``retreat``) have to ru
 numbers, and ``dh_next`` is dh'.
 
 The relatives of the MGU (``family.py``) change single terms, each in the line where the paper's term stands. A term
-that a member lacks is ``None``, and ``add``, ``product`` and ``normalise`` pass ``None`` through. Four names are not
+that a member lacks is ``None``, and ``add``, ``product`` and ``normalise`` pass ``None`` through. Five names are not
 in the equations above:
 
-    u           the share of the candidate in (3): f, or 1 - f; times alpha where only part of the update takes place
+    u           the share of the old state that (3) gives up: f, or 1 - f
+    w           the share of the candidate that (3) writes in its place: u, or more of it in members with a beta.
+                u and w are times alpha where only part of the update takes place
     seen        the state as the products see it: h, or h times the mask of recurrent dropout
     s_r         seen U_h + b_r, which members that reset after the product scale by f
     s_f, s_h    the sums in (1) and (2) before layer normalisation and bias
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -97,9 +100,25 @@ def scaled(update: Array, alpha: Array | None) -> Array:
     return update if alpha is None else update * alpha
 
 
-def share(f: Array, alpha: Array | None, cell: Cell) -> Array:
-    """u, the share of the candidate in the new state."""
-    return scaled(f if cell.update == "f" else 1 - f, alpha)
+def shares(f: Array, alpha: Array | None, cell: Cell) -> tuple[Array, Array]:
+    """(u, w): the share of the old state that is given up, and the share of the candidate that is written."""
+    u = f if cell.update == "f" else 1 - f
+    w = u if cell.beta == 0 else u / _weighed(u, cell)
+    return scaled(u, alpha), scaled(w, alpha)
+
+
+def _weighed(u: Array, cell: Cell) -> Array:
+    # With u = sigmoid(z), u over this is sigmoid(z + beta), also where u has been rounded to 0 or 1.
+    return u + (1 - u) * math.exp(-cell.beta)
+
+
+def slope_through_3(f: Array, h: Array, c: Array, cell: Cell) -> Array:
+    """The derivative of the new state h' with respect to f in (3), for a whole update."""
+    if cell.beta != 0:
+        u = f if cell.update == "f" else 1 - f
+        weighed = _weighed(u, cell)
+        c = c * (math.exp(-cell.beta) / weighed / weighed)  # dw/du
+    return c - h if cell.update == "f" else h - c
 
 
 def prepare(params: Params, cell: Cell, mask: Array | None = None) -> StepWeights:
@@ -141,8 +160,8 @@ def advance(
         hU_h = f * s_r
     s_h, norm_h = normalise(add(x.xW_h, hU_h), p.g_h)
     c = _ACTIVATION[cell.activation](add(s_h, b_h))  # (2)
-    u = share(f, x.alpha, cell)
-    return (1 - u) * h + u * c, Gates(f, c, s_r, norm_f, norm_h)  # (3)
+    u, w = shares(f, x.alpha, cell)
+    return (1 - u) * h + w * c, Gates(f, c, s_r, norm_f, norm_h)  # (3)
 
 
 def retreat(
@@ -157,12 +176,12 @@ def retreat(
     """(dh, dz_f, dz_h), [..., H] each, from the cotangent dh_next [..., H] of the new state; h is the state before."""
     p, seen = weights.params, masked(h, weights.mask)
     f, c, s_r, norm_f, norm_h = gates
-    u = share(f, alpha, cell)
+    u, w = shares(f, alpha, cell)
     slope_f, slope_c = f * (1 - f), SLOPE[cell.activation](c)
 
-    dz_h = dh_next * u * slope_c  # (4)
+    dz_h = dh_next * w * slope_c  # (4)
     ds_h = normalise_backward(dz_h, p.g_h, norm_h)
-    dz_f = scaled(dh_next, alpha) * slope_f * (c - h if cell.update == "f" else h - c)  # (6, 7) through (3)
+    dz_f = scaled(dh_next, alpha) * slope_f * slope_through_3(f, h, c, cell)  # (6, 7)
     dseen, ds_r = None, ds_h  # where nothing scales s_r, it is a term of s_h
     if cell.reset == "before":
         dr = product(ds_h, weights.U_hT)  # (5)

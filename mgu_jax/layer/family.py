@@ -1,5 +1,6 @@
 """The family of one-gate cells: ``Cell``, the specification of a member, and the named members."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,11 +21,15 @@ class Cell:
         candidate: what feeds the candidate, "xhb", or "xb" for a candidate that does not see the state.
         recurrence: "dense" (U is [H, H]) or "diagonal" (U is [H], the recurrence is elementwise).
         activation: of the candidate, "tanh", "relu" or "identity".
+        beta: added to the logit of the candidate's share in the update, which then writes more of the candidate than it
+            takes from the state: (1 - f)*h + sigmoid(z_f + beta)*c, where f = sigmoid(z_f) (van der Westhuizen and
+            Lasenby 2018, arXiv 1804.04849). With 0, the two shares add up to 1.
         layer_norm: whether each pre-activation is normalised over its H features before the bias, with gains g_f and
             g_h: z = g*(s - mean)/std + b (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
 
     Raises:
-        ValueError: an unknown value, or a reset for a candidate that does not see the state.
+        ValueError: an unknown value, a beta that is not a number from -10 to 10, or a reset for a candidate that does
+            not see the state.
     """
 
     gate: str = "xhb"
@@ -34,6 +39,7 @@ class Cell:
     recurrence: str = "dense"
     activation: str = "tanh"
     layer_norm: bool = False
+    beta: float = 0.0
 
     def __post_init__(self) -> None:
         checks.check_choice("gate", self.gate, ("xhb", "xh", "xb", "hb", "x", "h", "b"))
@@ -43,6 +49,8 @@ class Cell:
         checks.check_choice("recurrence", self.recurrence, ("dense", "diagonal"))
         checks.check_choice("activation", self.activation, ACTIVATIONS)
         checks.check_choice("layer_norm", self.layer_norm, (False, True))
+        if isinstance(self.beta, bool) or not isinstance(self.beta, int | float) or not -10 <= self.beta <= 10:
+            raise ValueError(f"beta must be a number from -10 to 10; got {checks.describe(self.beta)}.")
         if "h" not in self.candidate and self.reset != "none":
             raise ValueError(f"reset must be 'none' for a candidate that does not see the state; got {self.reset!r}.")
 
@@ -73,6 +81,14 @@ class Cell:
         return "h" not in self.gate and "h" not in self.candidate
 
     @property
+    def bound(self) -> float | None:
+        """A size that no step takes a smaller state beyond; ``None`` where there is none.
+
+        tanh bounds the candidate by 1, and the share written is at most exp(beta) times the share given up.
+        """
+        return max(1.0, math.exp(self.beta)) if self.activation == "tanh" else None
+
+    @property
     def elementwise(self) -> bool:
         """Whether the new state of a unit depends on no other unit's old state, so that the Jacobian is diagonal."""
         return self.linear or (self.recurrence == "diagonal" and not self.layer_norm)
@@ -92,6 +108,7 @@ RESET_AFTER_MGU = Cell(reset="after")  # the form that cuDNN, PyTorch and Keras 
 FLAX_MGU = Cell(reset="after", update="1-f")  # flax.linen.MGUCell(reset_gate=True)
 UGRNN = Cell(reset="none")  # Collins, Sohl-Dickstein and Sussillo 2016, arXiv 1611.09913
 DIAGONAL_MGU = Cell(recurrence="diagonal")  # the paper's cell with an elementwise recurrence
+JANET = Cell(reset="none", update="1-f", beta=1.0)  # van der Westhuizen and Lasenby 2018, arXiv 1804.04849
 MIN_GRU = Cell(gate="xb", candidate="xb", reset="none", activation="identity")  # Feng et al. 2024, arXiv 2410.01201
 
 

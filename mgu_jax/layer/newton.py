@@ -189,10 +189,10 @@ def _exact(plan: Plan) -> Plan:
 
 
 def _limit(cell: Cell, h: Array, h_reset: Array | None) -> Array | None:
-    """The largest size [B, H] that a state can have: a mean of earlier states and of candidates, which tanh bounds."""
-    if cell.activation != "tanh":
+    """The largest size [B, H] that a state can have, ``None`` if it may grow without bound."""
+    if cell.bound is None:
         return None
-    return jnp.maximum(jnp.maximum(abs(h), 1), abs(h if h_reset is None else h_reset))
+    return jnp.maximum(jnp.maximum(abs(h), cell.bound), abs(h if h_reset is None else h_reset))
 
 
 def _relative(v: Array, hs: Array) -> Array:

@@ -11,7 +11,7 @@ from tests.rejects import rejects
 PARAMS = mgu.init(jax.random.key(0), 3, 4)
 HALF = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)
 H, X, XS, STARTS, ONE = (jnp.zeros(shape) for shape in ((2, 4), (2, 3), (6, 2, 3), (5, 4), (3,)))
-NORM, RELU = mgu.Cell(layer_norm=True), mgu.Cell(activation="relu")
+NORM, RELU, BETA = mgu.Cell(layer_norm=True), mgu.Cell(activation="relu"), mgu.Cell(beta=0.5)
 
 CASES = [
     (lambda: dynamics.jacobian(PARAMS, H, X[:1]), "h", "[1, 4]", "[2, 4]"),
@@ -46,6 +46,7 @@ CASES = [
     (lambda: dynamics.memory(PARAMS, XS, probe=1.0), "probe", "an array", "1.0"),
     (lambda: dynamics.stability(PARAMS, NORM), "params", "", ""),
     (lambda: dynamics.stability(mgu.init(jax.random.key(0), 3, 4, NORM), NORM), "cell", "normalisation", "layer_norm"),
+    (lambda: dynamics.stability(PARAMS, BETA), "cell", "beta=0", "beta=0.5"),
     (lambda: dynamics.stability(mgu.init(jax.random.key(0), 3, 4, RELU), RELU), "cell", "bounded states", "relu"),
     (lambda: dynamics.stability(PARAMS, inputs=None), "inputs", "bounded", "None"),
     (lambda: dynamics.stability(PARAMS, inputs=-1.0), "inputs", "at least 0", "-1.0"),

@@ -37,6 +37,18 @@ def test_a_bistable_unit(dtype):
     assert points.states.dtype == points.jacobian.dtype == dtype
 
 
+def test_a_point_beyond_one(x64):
+    """With f = 1/2 and beta = 1, h' = h/2 + s tanh(h U/2) where s = 1/(1 + 1/e); at rest, h = 2 s tanh(2h)."""
+    written = 1 / (1 + np.exp(-1))
+    params, cell = by_hand([[4.0]]), mgu.Cell(gate="b", beta=1.0)
+    upper = 1.0
+    for _ in range(100):
+        upper = 2 * written * np.tanh(2 * upper)
+    assert upper > 1.4
+    points = dynamics.fixed_points(params, jnp.zeros(1), jnp.linspace(-1, 1, 21)[:, None], cell)
+    np.testing.assert_allclose(points.states[:, 0], [-upper, 0, upper], rtol=0, atol=1e-14)
+
+
 def test_a_ring(x64):
     """Cosines of the angle between units make a ring of points, equal but for the angle and neutral along it."""
     N = 16

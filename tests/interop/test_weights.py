@@ -51,7 +51,7 @@ SAME = [
     (mgu.Cell(gate="h", reset="none"), mgu.Cell(reset="none", update="1-f")),
     (mgu.MIN_GRU, mgu.Cell(activation="identity", update="1-f")),
     (laws.OTHERS["norm bias"], mgu.Cell(layer_norm=True, activation="identity")),
-    (laws.OTHERS["norm linear"], mgu.Cell(layer_norm=True, reset="after", update="1-f")),
+    (laws.OTHERS["norm linear"], mgu.Cell(layer_norm=True, reset="after", update="1-f", beta=1.0)),
 ]
 
 
@@ -69,6 +69,7 @@ OTHER = [
     (mgu.MGU, mgu.MGU2, "its gate lacks b_f and W_f"),
     (mgu.UGRNN, mgu.MIN_GRU, "activations tanh and identity"),
     (mgu.UGRNN, mgu.Cell(gate="xhb", candidate="xb", reset="none"), "its candidate lacks U_h"),
+    (mgu.UGRNN, mgu.JANET, "beta=0 and beta=1 compute"),
     (mgu.MGU, mgu.Cell(layer_norm=True), "layer normalisation"),
 ]
 

@@ -97,6 +97,7 @@ def formula(name, D, H):
         "FLAX_MGU": 2 * H * (H + D + 1) + H,
         "UGRNN": 2 * H * (H + D + 1),
         "DIAGONAL_MGU": 2 * H * (D + 2),
+        "JANET": 2 * H * (H + D + 1),
         "MIN_GRU": 2 * H * (D + 1),
     }[name]
 

@@ -83,6 +83,17 @@ def test_few_iterations_suffice_and_the_residual_is_that_of_rounding(dtype, cell
     assert found.residual.max() <= 10 * jnp.finfo(dtype).eps
 
 
+def test_states_beyond_one_where_more_is_written_than_given_up(x64):
+    """With beta = 2, a unit that mostly keeps its state tends to e^2 times its candidate."""
+    cell = mgu.Cell(recurrence="diagonal", beta=2.0)
+    params = mgu.init(jax.random.key(0), 1, 4, cell, forget_bias=-4.0, dtype="float64")
+    params = params._replace(b_h=jnp.full(4, 2.0))
+    xs = jnp.zeros((300, 1, 1))
+    hs, _ = mgu.scan(params, xs, cell=cell, implementation="manual")
+    assert 5 < hs.max() < cell.bound
+    assert not mgu.convergence(params, xs, cell=cell).fell_back.any()
+
+
 def test_chaos_is_left_to_the_loop(x64):
     """A positive exponent: the loop computes the states, and they are its own to the last bit."""
     params, xs = chaotic()
