@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -238,6 +239,7 @@ enum Reset { kResetBefore, kResetAfter, kResetNone };
 
 struct Sizes {
   int members, T, B, D, H, reset, flipped, activation, reverse, wide;
+  double beta;
   int place(int s) const { return reverse ? T - 1 - s : s; }  // of the step that runs as number s
 };
 
@@ -275,26 +277,54 @@ template <class R> struct Inputs {
   }
 };
 
-// Rows [H] of one sample. from + sign*f is f, or 1 - f for a member whose update is flipped.
-template <class R, class A> void candidate(int H, R from, R sign, const R* z, const R* r, const R* b, const R* alpha,
-                                           const R* f, const R* h, R* c, R* next) {
+// How (3) weighs the state and the candidate: the share given up is from + sign*f, which is f or 1 - f, and the share
+// written is w, the same unless the member has a beta; less is exp(-beta).
+template <class R> struct Update {
+  R from, sign, less;
+};
+
+template <class R, bool has_beta> inline R written(R u, R less) { return has_beta ? u / (u + (1 - u) * less) : u; }
+
+template <class R, bool has_beta> inline R slope_of_written(R u, R less) {  // dw/du
+  const R weighed = u + (1 - u) * less;
+  return has_beta ? less / weighed / weighed : 1;
+}
+
+// Rows [H] of one sample.
+template <class R, class A, bool has_beta> void candidate(int H, Update<R> of, const R* z, const R* r, const R* b,
+                                                          const R* alpha, const R* f, const R* h, R* c, R* next) {
 #pragma GCC ivdep
   for (int j = 0; j < H; j++) {
     c[j] = A::value(z[j] + r[j] + b[j]);  // (2)
-    const R u = (from + sign * f[j]) * alpha[j];
-    next[j] = (1 - u) * h[j] + u * c[j];  // (3)
+    const R u = of.from + of.sign * f[j], w = written<R, has_beta>(u, of.less);
+    next[j] = (1 - u * alpha[j]) * h[j] + w * alpha[j] * c[j];  // (3)
   }
 }
 
-template <class R, class A> void through_update(int H, R from, R sign, const R* dhs, const R* alpha, const R* f,
-                                                const R* c, const R* h, R* dh, R* dz_f, R* dz_h) {
+template <class R, class A, bool has_beta> void through_update(int H, Update<R> of, const R* dhs, const R* alpha,
+                                                               const R* f, const R* c, const R* h, R* dh, R* dz_f,
+                                                               R* dz_h) {
 #pragma GCC ivdep
   for (int j = 0; j < H; j++) {
-    const R dh_next = dhs[j] + dh[j], u = (from + sign * f[j]) * alpha[j];        // (13)
-    dz_h[j] = dh_next * u * A::slope(c[j]);                                       // (4)
-    dz_f[j] = dh_next * alpha[j] * (f[j] * (1 - f[j])) * (sign * (c[j] - h[j]));  // (6, 7) through (3)
-    dh[j] = dh_next * (1 - u);                                                    // (8) through (3)
+    const R dh_next = dhs[j] + dh[j], u = of.from + of.sign * f[j];  // (13)
+    const R w = written<R, has_beta>(u, of.less), slope = of.sign * (f[j] * (1 - f[j]));
+    dz_h[j] = dh_next * (w * alpha[j]) * A::slope(c[j]);                                                // (4)
+    dz_f[j] = dh_next * alpha[j] * slope * (slope_of_written<R, has_beta>(u, of.less) * c[j] - h[j]);  // (6, 7)
+    dh[j] = dh_next * (1 - u * alpha[j]);                                              // (8) through (3)
   }
+}
+
+// The function for an activation, in the order of ACTIVATIONS, without and with a beta.
+#define CHOSEN(function)                                                                           \
+  z.beta == 0 ? (z.activation == 0   ? function<R, Tanh, false>                                    \
+                 : z.activation == 1 ? function<R, Relu, false>                                    \
+                                     : function<R, Identity, false>)                               \
+              : (z.activation == 0   ? function<R, Tanh, true>                                     \
+                 : z.activation == 1 ? function<R, Relu, true>                                     \
+                                     : function<R, Identity, true>)
+
+template <class R> Update<R> update_of(const Sizes& z) {
+  return {R(z.flipped), R(1 - 2 * z.flipped), R(std::exp(-z.beta))};
 }
 
 template <class R> struct Outputs {
@@ -304,10 +334,9 @@ template <class R> struct Outputs {
 template <class R> void forward(const Sizes& z, const Inputs<R>& in, const R* b_f, const R* b_h, const R* b_r,
                                 const Packed<R> (&W)[4], int b0, int n, Outputs<R> out) {
   const int H = z.H, D = z.D, P = padded<R>(H), steps = std::max(1, kChunk / n);
-  const auto chosen = z.activation == 0   ? candidate<R, Tanh>
-                      : z.activation == 1 ? candidate<R, Relu>
-                                          : candidate<R, Identity>;
-  const R from = z.flipped, sign = 1 - 2 * z.flipped, *zeros = block<R>(kZeros, H);
+  const auto chosen = CHOSEN(candidate);
+  const auto update = update_of<R>(z);
+  const R* zeros = block<R>(kZeros, H);
   R *x = block<R>(kX, (size_t)steps * n * D), *a_f = block<R>(kInput, (size_t)2 * steps * n * P),
     *a_h = a_f + (size_t)steps * n * P;
   R *s = block<R>(kSum, (size_t)n * P), *r = block<R>(kScaled, (size_t)n * P), *ones = block<R>(kOnes, H);
@@ -343,7 +372,7 @@ template <class R> void forward(const Sizes& z, const Inputs<R>& in, const R* b_
     for (int i = 0; i < n; i++) {
       const long row = at + (long)i * H;
       const R* scaled = z.reset == kResetAfter ? r + (long)i * P : zeros;
-      chosen(H, from, sign, z_h + (long)i * P, scaled, b_h, in.share_of(z, t, b0 + i, ones), out.f + row,
+      chosen(H, update, z_h + (long)i * P, scaled, b_h, in.share_of(z, t, b0 + i, ones), out.f + row,
              h + (long)i * H, out.c + row, out.hs + row);
     }
   }
@@ -365,10 +394,8 @@ template <class R> void backward(const Sizes& z, const Inputs<R>& in, const Pack
   const int H = z.H, D = z.D, P = padded<R>(H), Q = padded<R>(D), steps = std::max(1, kChunk / n);
   const long ld = P + kLanes<R>;  // a row more than a power of 2, which would use few sets of the cache
   const size_t rows = (size_t)steps * n;
-  const auto chosen = z.activation == 0   ? through_update<R, Tanh>
-                      : z.activation == 1 ? through_update<R, Relu>
-                                          : through_update<R, Identity>;
-  const R from = z.flipped, sign = 1 - 2 * z.flipped;
+  const auto chosen = CHOSEN(through_update);
+  const auto update = update_of<R>(z);
   R *x = block<R>(kX, rows * D), *e = block<R>(kState, rows * ld), *r = block<R>(kReset, rows * ld),
     *dx = block<R>(kdX, rows * Q);
   R *dz_fs = block<R>(kdF, rows * ld), *dz_hs = block<R>(kdH, rows * ld),
@@ -386,7 +413,7 @@ template <class R> void backward(const Sizes& z, const Inputs<R>& in, const Pack
     for (int i = 0; i < n; i++) {
       const long row = at + (long)i * H, to = i * ld;
       const R *f = kept.f + row, *e_i = seen + (long)i * H;
-      chosen(H, from, sign, dhs ? dhs + row : zeros, in.share_of(z, t, b0 + i, ones), f, kept.c + row, h + (long)i * H,
+      chosen(H, update, dhs ? dhs + row : zeros, in.share_of(z, t, b0 + i, ones), f, kept.c + row, h + (long)i * H,
              dh + (long)i * H, dz_f + to, dz_h + to);
       std::copy_n(e_i, H, e + first + to);
       if (z.reset == kResetBefore) {
@@ -527,11 +554,12 @@ template <class R> void run_backward(ffi::ThreadPool& pool, const Arrays& a, con
 }
 
 template <bool back> ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-                                    ffi::Span<const int64_t> sizes) {
+                                    ffi::Span<const int64_t> sizes, double beta) {
   const auto W_h = *arguments.get<ffi::AnyBuffer>(7);
   Sizes z;
   int* fields[] = {&z.T, &z.B, &z.D, &z.H, &z.reset, &z.flipped, &z.activation, &z.reverse, &z.wide};
   for (int i = 0; i < 9; i++) *fields[i] = sizes[i];
+  z.beta = beta;
   z.members = W_h.element_count() / ((size_t)z.D * z.H);
   const Arrays arrays{arguments, results, z.members};
   if (W_h.element_type() == ffi::DataType::F32)
@@ -542,6 +570,11 @@ template <bool back> ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs arg
 }  // namespace
 
 #define SIGNATURE \
-  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("sizes")
+  ffi::Ffi::Bind()                                                 \
+      .Ctx<ffi::ThreadPool>()                                      \
+      .RemainingArgs()                                             \
+      .RemainingRets()                                             \
+      .Attr<ffi::Span<const int64_t>>("sizes")                     \
+      .Attr<double>("beta")
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mgu_jax_forward, run<false>, SIGNATURE);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mgu_jax_backward, run<true>, SIGNATURE);

@@ -158,8 +158,8 @@ def refusal(cell: Cell, H: int, dtype: Any, product: Products) -> str | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.auto_axes or mesh.explicit_axes:
         return "needs a mesh whose axes are all manual, as inside jax.shard_map"
-    if "h" not in cell.candidate or cell.layer_norm or cell.recurrence != "dense" or cell.beta != 0:
-        return "needs a dense cell with a candidate that sees the state, beta=0 and no layer normalisation"
+    if "h" not in cell.candidate or cell.layer_norm or cell.recurrence != "dense":
+        return "needs a dense cell with a candidate that sees the state, and no layer normalisation"
     name = jnp.dtype(dtype).name
     if name not in ("float32", "float64"):
         return f"needs float32 or float64 parameters; these are {name}"
@@ -187,7 +187,7 @@ def _call(
     sizes = (*xs.shape[:2], xs.shape[2], h.shape[-1], ("before", "after", "none").index(cell.reset))
     sizes += (cell.update == "1-f", ACTIVATIONS.index(cell.activation), plan.reverse, is_wide)
     call = jax.ffi.ffi_call(target, results, vmap_method="broadcast_all")
-    found = call(*given, sizes=np.array(sizes, np.int64))
+    found = call(*given, sizes=np.array(sizes, np.int64), beta=np.float64(cell.beta))
     return [None if result.size == 0 else result for result in found]
 
 

@@ -136,7 +136,8 @@ def forward(
                 s_rs[here] = s_r
                 z_h = f * s_r
             c = _ACTIVATION[cell.activation](add(z_h, now.a_h))  # (2)
-            h = h + shares(f, now.alpha, cell)[0] * (c - h)  # (3), where the two shares are equal
+            u, w = shares(f, now.alpha, cell)
+            h = h + u * (c - h) if w is u else (1 - u) * h + w * c  # (3)
             hs[here] = h
             cs[here] = c
             ready.wait(i + 1)
@@ -178,8 +179,8 @@ def backward(
             one, two = places.of(i)
             h, f, c = now.h, now.f, now.c
             dh_next = add(now.dhs, dh)
-            (u, _), slope_f = shares(f, now.alpha, cell), f * (1 - f)
-            dz_h = dh_next * u * _SLOPE[cell.activation](c)  # (4)
+            (u, w), slope_f = shares(f, now.alpha, cell), f * (1 - f)
+            dz_h = dh_next * w * _SLOPE[cell.activation](c)  # (4)
             dz_f = scaled(dh_next, now.alpha) * slope_f * slope_through_3(f, h, c, cell)  # (6, 7)
 
             def store_h() -> Any:
@@ -251,8 +252,8 @@ def refusal(cell: Cell, H: int, dtype: Any, product: Products) -> str | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.auto_axes or mesh.explicit_axes:
         return "needs a mesh whose axes are all manual, as inside jax.shard_map"
-    if "h" not in cell.candidate or cell.layer_norm or cell.beta != 0:
-        return "needs a cell with a candidate that sees the state, beta=0 and no layer normalisation"
+    if "h" not in cell.candidate or cell.layer_norm:
+        return "needs a cell with a candidate that sees the state, and no layer normalisation"
     if jnp.dtype(dtype) != jnp.float32:
         return f"needs float32 parameters; these are {jnp.dtype(dtype).name}"
     if accuracy(product) is None:

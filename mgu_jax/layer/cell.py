@@ -103,8 +103,10 @@ def scaled(update: Array, alpha: Array | None) -> Array:
 def shares(f: Array, alpha: Array | None, cell: Cell) -> tuple[Array, Array]:
     """(u, w): the share of the old state that is given up, and the share of the candidate that is written."""
     u = f if cell.update == "f" else 1 - f
-    w = u if cell.beta == 0 else u / _weighed(u, cell)
-    return scaled(u, alpha), scaled(w, alpha)
+    if cell.beta == 0:
+        u = w = scaled(u, alpha)
+        return u, w
+    return scaled(u, alpha), scaled(u / _weighed(u, cell), alpha)
 
 
 def _weighed(u: Array, cell: Cell) -> Array:

@@ -128,7 +128,6 @@ def test_two_runs_are_equal():
 REFUSED = [
     (mgu.MIN_GRU, "float32", {}, "sees the state"),
     (mgu.DIAGONAL_MGU, "float32", {}, "dense"),
-    (mgu.JANET, "float32", {}, "beta=0"),
     (mgu.Cell(layer_norm=True), "float32", {}, "layer normalisation"),
     (mgu.MGU, "bfloat16", {}, "float32 or float64"),
     (mgu.MGU, "float32", {"compute_dtype": "bfloat16"}, "compute_dtype"),

@@ -97,7 +97,6 @@ def test_a_population_and_second_derivatives(interpreted):
 
 REFUSED = [
     (mgu.MIN_GRU, 5, "float32", {}, "sees the state"),
-    (mgu.JANET, 5, "float32", {}, "beta=0"),
     (mgu.Cell(layer_norm=True), 5, "float32", {}, "layer normalisation"),
     (mgu.MGU, 193, "float32", {}, "at most 192 hidden units"),
     (mgu.MGU, 5, "bfloat16", {}, "float32 parameters"),
