@@ -18,7 +18,7 @@ from experiments.report import questions, tasks
 from experiments.run import BadRequest
 from experiments.speed import agents, earlier, features, jacobians, overhead, parallel, tables
 from experiments.speed import plots as speed_plots
-from experiments.tasks import identification, memory, rl, rl_tuning, speakers, subjects, tune
+from experiments.tasks import adding, identification, memory, rl, rl_tuning, speakers, subjects, tune
 
 MEASURES = {measure.name: measure for measure in vars(measures).values() if isinstance(measure, measures.Measure)}
 TASKS_PAGE = "results/README.md"
@@ -124,6 +124,8 @@ def tables_of(folder: Path) -> dict[str, str]:
         made_by = json.loads(path.read_text())
         tuned.setdefault(f"tune {made_by['cell']}{' permuted' if made_by['permuted'] else ''}", []).append(made_by)
     made |= {name: tune.table(runs) for name, runs in tuned.items()}
+    if rows := [row for row in every(results) if "solved" in row and isinstance(row["length"], int)]:
+        made["adding"] = adding.table(rows)
     if rows := _result(folder, "memory").get("rows"):
         made["memory"] = memory.table(rows)
     for name, module in {"rl": rl, "rl-tuning": rl_tuning, "rl-speed": agents}.items():

@@ -32,6 +32,14 @@ def test_the_targets_of_adding_are_sums_of_one_number_of_each_half(length):
     np.testing.assert_allclose(made.targets.var(), 1 / 6, rtol=0.15)
 
 
+def test_the_step_that_solves_it_is_the_first_below_a_hundredth():
+    def line(step, *errors, split="test"):
+        return {"step": step, "split": split, "squared_error_per_seed": list(errors)}
+
+    metrics = [line(200, 0.02, 0.17, None), line(400, 0.009, 0.011, None), line(600, 0.02, 0.01, None)]
+    assert adding.solved([line(100, 0, 0, 0, split="train"), *metrics]) == [400, None, None]
+
+
 ADDING = ["adding", "--quick", "--hidden-size", 8, "--length", 6, "--steps", 100]
 
 
@@ -48,6 +56,7 @@ def test_seeds_trained_together_equal_separate_runs(tmp_path, capsys):
     assert both["squared_error_std"] == pytest.approx(np.std(each, ddof=1))
     assert both["parameters"] == {"all": 2 * 8 * (8 + 2 + 1) + 9, "recurrent": 2 * 8 * (8 + 2 + 1)}
     assert both["seconds"] > 0
+    assert both["solved"] == [None, None]
     rows = lines(tmp_path / "two")
     assert [(row["step"], row["split"]) for row in rows] == [(s, p) for s in (50, 100) for p in ("train", "test")]
     assert len(rows[0]["loss_per_seed"]) == 2
