@@ -105,6 +105,12 @@ def has_forget_bias(name: str) -> bool:
     return name not in FAMILY or "b" in FAMILY[name].gate
 
 
+def other_initializer(row: dict[str, Any]) -> str | None:
+    """The initial weights of a run, from its result.json; None for our cells' default ones, and for Flax's cells."""
+    asked = row["settings"].get("initializer")
+    return asked if row["cell"] in FAMILY and asked != "orthogonal" else None
+
+
 def counts(model: Any) -> dict[str, int]:
     """The number of parameters of a model ("all") and of its recurrent layer ("recurrent")."""
     params = jax.eval_shape(model.init, jax.random.key(0))

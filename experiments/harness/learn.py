@@ -25,6 +25,7 @@ from mgu_jax.training.evaluate import Evaluator
 from mgu_jax.training.losses import Loss, cross_entropy
 
 ForgetBias = float | Literal["chrono", "uniform"]
+Initializer = Literal["orthogonal", "lecun", "glorot", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Training(Common):
     """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
     up to the length of the sequences, and uniform one for gates spread evenly between 0 and 1. MGU2 has none and
     ignores it."""
-    initializer: Literal["orthogonal", "lecun", "glorot", "uniform"] | None = None
+    initializer: Initializer | None = None
     """Initial weights of our own cells, as in mgu_jax.init; orthogonal by default. Flax's cells have lecun."""
     epochs: int = 1
     """Passes over the training set, unless --steps is given."""
@@ -163,6 +164,8 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
         for name in ("implementation", "initializer"):
             if (value := getattr(config, name)) is not None:
                 if config.cell not in cells.FAMILY:
+                    if value == getattr(type(config), name):  # nobody asked for it
+                        continue
                     raise BadRequest(f"--{name} is for our own cells; got --cell {config.cell}.")
                 options[name] = value
         return cells.build(config.cell, sizes[0], width, sizes[1], biases, **options), width

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 import mgu_jax as mgu
+from experiments.harness.cells import other_initializer
 from mgu_jax.extras import require
 
 # Okabe and Ito's palette, safe for the colour-blind.
@@ -107,7 +108,7 @@ def _seeds(axes: Any, row: dict[str, Any], i: int, measure: Any) -> Any:
         middle = np.nanmedian(each) if measure.name == "squared_error" else np.nanmean(each)
         axes.plot([i - 0.35, i + 0.35], [middle] * 2, color=colour, linewidth=1.5)
     apart = i + 0.08 * (np.arange(len(each)) - (len(each) - 1) / 2)
-    part = "left" if row["settings"].get("initializer") else "full"
+    part = "left" if other_initializer(row) else "full"
     look = {"color": colour, "markerfacecolor": fill, "fillstyle": part, "markersize": 4, "alpha": 0.8}
     return axes.plot(apart, each, mark, linestyle="none", **look)[0]
 

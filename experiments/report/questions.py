@@ -7,6 +7,7 @@ question about the forget bias.
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.harness.cells import other_initializer
 from experiments.harness.measures import Measure
 from experiments.report.tasks import COMPARED, Task, name_of, task_of
 from experiments.run import BadRequest
@@ -27,9 +28,10 @@ class Way:
         settings = row["settings"]
         if self.forget_bias not in (None, settings["forget_bias"]):
             return False
-        return (row["cell"], settings["match"]) == (self.cell, self.match) and (
-            (settings.get("implementation"), settings.get("initializer")) == (self.implementation, self.initializer)
-        )
+        found = (row["cell"], settings["match"], settings.get("implementation"))
+        if found != (self.cell, self.match, self.implementation):
+            return False
+        return self.initializer == other_initializer(row)
 
     def task(self, row: dict[str, Any]) -> Task:
         """The task of a run in this column."""
@@ -63,8 +65,9 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
         Way("chrono", forget_bias="chrono"),
     ),
     "remember": (
-        Way("MGU, Flax's initial W", initializer="lecun"),
         Way("MGU"),
+        Way("MGU, Flax's initial W", initializer="lecun"),
+        Way("JANET, Flax's initial W", "janet", initializer="lecun"),
         Way("GRU", "gru"),
         Way("no reset", "ugrnn"),
     ),

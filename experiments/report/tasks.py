@@ -99,6 +99,8 @@ def phrase(setting: str, value: Any) -> str:
     """A setting in words, such as "2,000 steps"."""
     if setting == "forget_bias":
         return f"b_f = {value:g}" if isinstance(value, float) else f"b_f by {value}"
+    if setting == "warmup" and not value:
+        return "no warm-up"
     return PHRASES.get(setting, setting.replace("_", " ") + " {}").format(value)
 
 
