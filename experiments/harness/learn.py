@@ -52,6 +52,8 @@ class Training(Common):
     """Rate of dropout on the output of the layer."""
     ema: Annotated[float | None, between(0, 1)] = None
     """Decay of an average of the parameters over the steps, which is measured in their place."""
+    pass_over: Annotated[int | None, at_least(0)] = None
+    """How many batches in a row may have a gradient that is not finite, and are then passed over; 0 by default."""
     forget_bias: Annotated[ForgetBias, Bound("a number, chrono or uniform", math.isfinite)] = -1.0
     """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
     up to the length of the sequences, and uniform one for gates spread evenly between 0 and 1. MGU2 has none and
@@ -275,6 +277,7 @@ def prepare(
             schedule="cosine",
             total_steps=steps,
             warmup_steps=warmup,
+            pass_over=config.pass_over or 0,
             evaluate_at=mgu.ema(config.ema) if config.ema is not None else None,
             **sizes,
         ),

@@ -90,7 +90,7 @@ def _beside_the_cell(row: dict[str, Any]) -> list[str]:
     """What a run was asked for that no column shows."""
     asked = tasks.asked(row)
     match = [f"same parameter count as {asked['match']}"] if "match" in asked else []
-    names = ("learning_rate", "input_scale", "warmup", "dropout", "ema", "initializer", "implementation")
+    names = ("learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema", "initializer", "implementation")
     return match + [tasks.phrase(name, asked[name]) for name in names if name in asked]
 
 

@@ -49,6 +49,7 @@ PHRASES = {
     "input_scale": "pixels times {:g}",
     "warmup": "warm-up of {:,} steps",
     "dropout": "dropout {:g}",
+    "pass_over": "up to {} batches passed over",
     "ema": "average of decay {:g}",
     "initializer": "initializer {}",
     "implementation": "{} gradient",

@@ -82,6 +82,20 @@ def test_the_average_over_the_steps_is_measured_in_the_place_of_the_last(tmp_pat
     assert last["loss"] < average["loss"]
 
 
+def test_a_batch_whose_gradient_is_not_finite_is_passed_over(tmp_path, monkeypatch, capsys):
+    made = adding.sequences
+
+    def spoilt(rng, count, length):
+        batch = made(rng, count, length)
+        return batch if count == 1000 or rng.random() < 0.7 else batch._replace(targets=batch.targets * 1e30)
+
+    monkeypatch.setattr(adding, "sequences", spoilt)
+    assert run(*ADDING, "--pass-over", 20, "--out", tmp_path / "passed over") == 0
+    assert result(tmp_path / "passed over")["loss"] < 0.2
+    assert run(*ADDING, "--out", tmp_path / "stopped") == 1
+    assert "must stay finite" in capsys.readouterr().err
+
+
 def test_copy_asks_for_the_ten_symbols_after_the_delay():
     made = copying.sequences(np.random.default_rng(0), 300, 7)
     assert made.xs.shape == (300, 27, 10)
