@@ -46,6 +46,7 @@ enum Block {
   kScaled,
   kBefore,
   kSeen,
+  kGates,
   kZeros,
   kOnes,
   kAlpha,
@@ -340,6 +341,8 @@ template <class R> void forward(const Sizes& z, const Inputs<R>& in, const R* b_
   R *x = block<R>(kX, (size_t)steps * n * D), *a_f = block<R>(kInput, (size_t)2 * steps * n * P),
     *a_h = a_f + (size_t)steps * n * P;
   R *s = block<R>(kSum, (size_t)n * P), *r = block<R>(kScaled, (size_t)n * P), *ones = block<R>(kOnes, H);
+  // The gates of one step, where those of all steps are not asked for.
+  R* passing = out.f ? nullptr : block<R>(kGates, (size_t)3 * n * H);
   std::fill_n(ones, H, R(1));
   for (int number = 0; number < z.T; number++) {
     const int t = z.place(number), ahead = std::min(steps, z.T - number), q = number % steps;
@@ -354,15 +357,17 @@ template <class R> void forward(const Sizes& z, const Inputs<R>& in, const R* b_
     const R *h = in.before(z, out.hs, number, t, b0, n), *seen = in.seen(z, h, b0, n);
     product<R>(n, H, {W[1].times(seen, H)}, z_f, P, W[0].data);
     if (z.reset == kResetAfter) product<R>(n, H, {W[3].times(seen, H)}, s, P);
+    R *f_t = passing ? passing : out.f + at, *c_t = passing ? passing + (long)n * H : out.c + at;
+    R* s_r_t = passing ? passing + 2L * n * H : z.reset == kResetAfter ? out.s_r + at : nullptr;
     for (int i = 0; i < n; i++) {
-      R *f = out.f + at + (long)i * H, *r_i = r + (long)i * P;
+      R *f = f_t + (long)i * H, *r_i = r + (long)i * P;
       const R *a = z_f + (long)i * P, *bias = b_f ? b_f : zeros, *e = seen + (long)i * H;
 #pragma GCC ivdep
       for (int j = 0; j < H; j++) f[j] = sigmoid(a[j] + bias[j]);  // (1)
       if (z.reset == kResetBefore)
         for (int j = 0; j < H; j++) r_i[j] = f[j] * e[j];
       if (z.reset == kResetAfter) {
-        R *s_r = out.s_r + at + (long)i * H, *s_i = s + (long)i * P;
+        R *s_r = s_r_t + (long)i * H, *s_i = s + (long)i * P;
         for (int j = 0; j < H; j++) s_r[j] = s_i[j] + b_r[j];
         for (int j = 0; j < H; j++) r_i[j] = f[j] * s_r[j];
       }
@@ -370,10 +375,10 @@ template <class R> void forward(const Sizes& z, const Inputs<R>& in, const R* b_
     if (z.reset == kResetBefore) product<R>(n, H, {W[3].times(r, P)}, z_h, P, true);
     if (z.reset == kResetNone) product<R>(n, H, {W[3].times(seen, H)}, z_h, P, true);
     for (int i = 0; i < n; i++) {
-      const long row = at + (long)i * H;
+      const long row = (long)i * H;
       const R* scaled = z.reset == kResetAfter ? r + (long)i * P : zeros;
-      chosen(H, update, z_h + (long)i * P, scaled, b_h, in.share_of(z, t, b0 + i, ones), out.f + row,
-             h + (long)i * H, out.c + row, out.hs + row);
+      chosen(H, update, z_h + (long)i * P, scaled, b_h, in.share_of(z, t, b0 + i, ones), f_t + row, h + row, c_t + row,
+             out.hs + at + row);
     }
   }
 }

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array, lax
 
 from mgu_jax.kernels.differentiated import on_platform
-from mgu_jax.layer.bptt import Plan, Saved, Segments, backward_segment, forward_segment
+from mgu_jax.layer.bptt import Plan, Saved, Segments, backward_segment, forward_segment, states_segment
 from mgu_jax.layer.cell import Gates, StepWeights, add
 from mgu_jax.layer.family import ACTIVATIONS, Cell
 from mgu_jax.layer.params import Params
@@ -207,13 +207,21 @@ def _forward(
     xs: Array,
     alpha: Array | None,
     reset: Array | None,
+    *,
+    keep: bool = True,
 ) -> tuple[Array, Array, Gates]:
+    """As ``forward_segment``; the gates are ``None`` unless they are to be kept."""
     p, shape = weights.params, (*xs.shape[:2], h.shape[-1])
-    s_r = shape if plan.cell.reset == "after" else None
+    gate = shape if keep else None
+    s_r = gate if plan.cell.reset == "after" else None
     arrays = [*_inputs(h, h_reset, xs, alpha, weights.mask), p.W_f, p.U_f, p.W_h, p.U_h, _flags_of(reset)]
-    results = _shapes(shape, shape, shape, s_r, dtype=h.dtype)
+    results = _shapes(shape, gate, gate, s_r, dtype=h.dtype)
     hs, f, c, s_r = _call(TARGETS[0], results, plan, [*arrays, p.b_f, p.b_h, p.b_r], xs=xs, h=h, alpha=alpha)
     return hs[0 if plan.reverse else -1], hs, Gates(f, c, s_r)
+
+
+def _states(plan: Plan, *arguments: Any) -> tuple[Array, Array]:
+    return _forward(plan, *arguments, keep=False)[:2]
 
 
 def _flags_of(reset: Array | None) -> Array:
@@ -241,4 +249,8 @@ def _backward(
     return (found[8], add(dh_reset, found[9])), (dparams, found[7])
 
 
-SEGMENTS = Segments(on_platform("cpu", _forward, forward_segment), on_platform("cpu", _backward, backward_segment))
+SEGMENTS = Segments(
+    on_platform("cpu", _forward, forward_segment),
+    on_platform("cpu", _states, states_segment),
+    on_platform("cpu", _backward, backward_segment),
+)

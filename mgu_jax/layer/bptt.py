@@ -73,6 +73,7 @@ class Segments(NamedTuple):
     """All that is done for the steps of a segment, which a kernel may take over; see ``forward_segment`` and so on."""
 
     forward: Callable[..., Any]
+    states: Callable[..., Any]
     backward: Callable[..., Any]
 
 
@@ -165,11 +166,14 @@ def _forward_segments(
     """hs, h_last and, for each stack of segments, what ``save`` names."""
     assert_shapes(xs, h0, h_reset, marks)
     weights = prepare(params, plan.cell, marks.mask)
-    forward = plan.segments.forward if plan.segments else forward_segment
+    forward, states, _ = plan.segments or (forward_segment, states_segment, None)
 
     def run_and_save(h: Array, rows: tuple[Array, Array | None, Array | None]) -> tuple[Array, tuple[Array, Saved]]:
-        h_last, hs, gates = forward(plan, weights, h_reset, h, *rows)
-        return h_last, (hs, Saved(h, hs if "states" in save else None, gates if "gates" in save else None))
+        if "gates" in save:
+            h_last, hs, gates = forward(plan, weights, h_reset, h, *rows)
+        else:
+            (h_last, hs), gates = states(plan, weights, h_reset, h, *rows), None
+        return h_last, (hs, Saved(h, hs if "states" in save else None, gates))
 
     stacks = _cut(plan, (xs, marks.alpha, marks.reset), h0)
     h_last, outputs = segments.over(run_and_save, h0, stacks, plan.reverse)
@@ -190,6 +194,11 @@ def forward_segment(
     inputs = project(weights.params, xs, alpha, plan.product)
     loop = plan.loops.forward if plan.loops else forward_loop
     return loop(plan, weights, inputs, h, h_reset, reset)
+
+
+def states_segment(plan: Plan, *arguments: Any) -> tuple[Array, Array]:
+    """The last state and hs, as ``forward_segment`` gives them, for a caller that needs no gates."""
+    return forward_segment(plan, *arguments)[:2]
 
 
 def forward_loop(
