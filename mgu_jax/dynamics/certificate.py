@@ -2,7 +2,7 @@
 
 This is incremental input-to-state stability. Sufficient conditions on the weights of an MGU for it are due to De Carli,
 Previtali, Mazzoleni and Previdi (2026, arXiv 2603.03017). The condition here is derived as follows, for every member of
-the family with bounded states and without layer normalisation.
+the family with bounded states, without layer normalisation and with beta = 0.
 
 Assume |x_d| <= inputs and |h_i| <= m_i, where m bounds the candidate, |c_i| <= c_i^+ <= m_i: m = 1 for tanh. The new
 state is a mixture of h and c, so it obeys the same bounds, and with them (1) bounds the gate, f^- <= f <= f^+. Write g
@@ -73,8 +73,8 @@ def stability(params: Params, cell: Cell = MGU, *, inputs: float | Array | None 
 
     Raises:
         TypeError: params is not a ``Params`` of one dtype.
-        ValueError: a cell with layer normalisation, or with relu or identity in a candidate that sees the state, whose
-            states have no bound; inputs is negative, of another shape, or ``None`` where they must be bounded.
+        ValueError: a cell with layer normalisation or a beta, or with relu or identity in a candidate that sees the
+            state, whose states have no bound; inputs is negative, of another shape, or ``None`` where they must be bounded.
     """
     inputs = _checked(params, cell, inputs)
     return _stability(params, inputs, cell)
