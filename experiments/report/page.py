@@ -149,8 +149,7 @@ def commands(rows: list[dict[str, Any]]) -> str:
     for row in sorted(rows, key=lambda row: tasks.task_of(row).place):
         if row["cell"] == "mgu" and tasks.asked(row).keys() <= {"seeds"}:
             name, measure = tasks.name_of(row), measure_of(row)
-            seconds = row["seconds"] / len(row["seeds"])
-            time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+            time = questions.time_of(row["seconds"] / len(row["seeds"]))
             what = (tasks.KNOWN[name].module.__doc__ or "").splitlines()[0].removesuffix(".")
             score = f"{measure.label} {measure.shown.format(row[measure.name])}"
             lines.append(f"| `python -m experiments {name}` | {what} | {score} | {time} |")

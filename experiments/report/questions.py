@@ -82,12 +82,23 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
 ABOUT = {"remember": ("mnist-pixels", 6_000)}
 
 
+ENOUGH = 3  # seeds
+
+
 def shown_score(row: dict[str, Any], measure: Measure) -> str:
-    """Mean ± standard deviation (number of seeds); only of the seeds that stayed finite."""
+    """Mean ± standard deviation (number of seeds); only of the seeds that stayed finite.
+
+    With fewer than ``ENOUGH`` seeds, it also says what one costs, which is why there are no more.
+    """
     score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
     spread = "" if deviation is None else f" ± {measure.shown.format(deviation)}"
     seeds, frozen = len(row["seeds"]), len(row["frozen"])
-    return f"{score}{spread} ({f'{seeds - frozen} of ' if frozen else ''}{seeds})"
+    cost = f"; {time_of(row['seconds'] / seeds)}" if seeds < ENOUGH else ""
+    return f"{score}{spread} ({f'{seeds - frozen} of ' if frozen else ''}{seeds}{cost})"
+
+
+def time_of(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def found(name: str, rows: list[dict[str, Any]]) -> Found:

@@ -74,7 +74,8 @@ def stability(params: Params, cell: Cell = MGU, *, inputs: float | Array | None 
     Raises:
         TypeError: params is not a ``Params`` of one dtype.
         ValueError: a cell with layer normalisation or a beta, or with relu or identity in a candidate that sees the
-            state, whose states have no bound; inputs is negative, of another shape, or ``None`` where they must be bounded.
+            state, whose states have no bound; inputs is negative, of another shape, or ``None`` where they must be
+            bounded.
     """
     inputs = _checked(params, cell, inputs)
     return _stability(params, inputs, cell)

@@ -97,7 +97,10 @@ def test_the_command_writes_all_pages_and_pictures(folder, capsys):
     assert page.startswith("# A page\n\nbefore\n\n<!--")
     assert page.endswith("-->\n\nafter\n")
     assert "old" not in page + results
-    assert "| Adding, 50 to 55 numbers | squared error | 2.0e-03 ± 1.4e-03 (2) | 2.0e-03 ± 1.4e-03 (2) |" in page
+    assert (
+        "| Adding, 50 to 55 numbers | squared error | 2.0e-03 ± 1.4e-03 (2; 50 s) | 2.0e-03 ± 1.4e-03 (2; 50 s) |"
+        in page
+    )
     assert is_png(folder / "results" / "size.png")
     assert not (folder / "results" / "bias.png").exists()  # a question without runs
     assert run("report", "--folder", folder) == 0
@@ -130,8 +133,9 @@ def test_a_question_has_a_row_per_task_and_a_column_per_configuration():
     assert questions.answer("size", rows, report.measure_of).splitlines() == [
         "| task | measured | MGU | GRU, same width | GRU, same parameter count |",
         "|---|---|---|---|---|",
-        "| Adding, 50 to 55 numbers | squared error | 2.0e-03 (1) | 3.0e-03 (1) | 4.0e-03 (1) |",
-        "| Adding, 400 numbers, b_f = -1 | squared error | 2.0e-03 (1) | 3.0e-03 (1) |  |",
+        "| Adding, 50 to 55 numbers | squared error "
+        "| 2.0e-03 (1; 2 minutes) | 3.0e-03 (1; 2 minutes) | 4.0e-03 (1; 2 minutes) |",
+        "| Adding, 400 numbers, b_f = -1 | squared error | 2.0e-03 (1; 2 minutes) | 3.0e-03 (1; 2 minutes) |  |",
         "",
         "5 runs, 8 minutes on one core.",
     ]
@@ -142,7 +146,7 @@ def test_a_question_has_a_row_per_task_and_a_column_per_configuration():
     ]
     assert questions.answer("bias", rows, report.measure_of).splitlines()[:3:2] == [
         "| task | measured | b_f = -1 | chrono |",
-        "| Adding, 200 numbers | squared error | 1.0e-01 (1) | 2.0e-03 (1) |",
+        "| Adding, 200 numbers | squared error | 1.0e-01 (1; 2 minutes) | 2.0e-03 (1; 2 minutes) |",
     ]
 
 
