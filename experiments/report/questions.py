@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.harness.cells import other_initializer
 from experiments.harness.measures import Measure
-from experiments.report.tasks import COMPARED, Task, name_of, task_of
+from experiments.report.tasks import COMPARED, Task, chosen_of, name_of, task_of
 from experiments.run import BadRequest
 
 
@@ -130,7 +130,7 @@ def found(name: str, rows: list[dict[str, Any]]) -> Found:
 def _differ(*rows: dict[str, Any]) -> list[str]:
     """The settings that differ, apart from those that are compared and the width that follows from them."""
     settings = [row["settings"] for row in rows]
-    names = sorted({name for of_row in settings for name in of_row} - {*COMPARED, "width"})
+    names = sorted({name for of_row in settings for name in of_row} - {*COMPARED, *chosen_of(rows[0]), "width"})
     return [name for name in names if any(of_row.get(name) != settings[0].get(name) for of_row in settings)]
 
 

@@ -54,6 +54,8 @@ PHRASES = {
     "initializer": "initializer {}",
     "implementation": "{} gradient",
 }
+# Settings that were chosen for each cell and order of the pixels, in all runs by pixels with a warm-up.
+CHOSEN = ("learning_rate", "input_scale")
 SPLITS = {"nanogpt": "nanoGPT's split", "choice": "tested on a part of the training set"}
 
 
@@ -123,4 +125,10 @@ def asked(row: dict[str, Any]) -> dict[str, Any]:
 
 def task_of(row: dict[str, Any], compared: Iterable[str] = COMPARED) -> Task:
     """The task of a result.json, for a comparison of runs that may differ in the settings ``compared``."""
-    return Task(name_of(row), tuple(item for item in asked(row).items() if item[0] not in compared))
+    differing = {*compared, *chosen_of(row)}
+    return Task(name_of(row), tuple(item for item in asked(row).items() if item[0] not in differing))
+
+
+def chosen_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """The settings of a run that were chosen for its cell, so that runs which are compared may differ in them."""
+    return CHOSEN if name_of(row) == "mnist-pixels" and row["settings"].get("warmup") else ()

@@ -82,6 +82,7 @@ def test_the_average_over_the_steps_is_measured_in_the_place_of_the_last(tmp_pat
     assert last["loss"] < average["loss"]
 
 
+@pytest.mark.slow
 def test_a_batch_whose_gradient_is_not_finite_is_passed_over(tmp_path, monkeypatch, capsys):
     made = adding.sequences
 

@@ -45,6 +45,11 @@ TITLES = [
     (asked(experiment="words-kjv", text="kjv"), "King James Bible, H = 200"),
     (asked(experiment="mnist-pixels-permuted", permuted=True), "MNIST by pixels, permuted"),
     (asked(experiment="mnist-pixels", permuted=False, epochs=10), "MNIST by pixels"),
+    (asked(experiment="mnist-pixels", learning_rate=0.016, input_scale=10.0, warmup=200), "MNIST by pixels"),
+    (
+        asked(experiment="mnist-pixels", learning_rate=0.001, input_scale=1.0, warmup=0),
+        "MNIST by pixels, learning rate 0.001, pixels times 1, no warm-up",
+    ),
     (asked(experiment="chars", split="nanogpt"), "Tiny Shakespeare, nanoGPT's split"),
     (asked(experiment="speech", split="choice"), "Spoken digits, tested on a part of the training set"),
     (asked(experiment="digits", epochs=3, batch_size=16), "Digits by rows, batch size 16, epochs 3"),
