@@ -30,11 +30,11 @@ NAMED = {
 }
 # Members that a user might write. Every value of every attribute occurs, and most pairs of values.
 OTHERS = {
-    "relu": mgu.Cell(activation="relu"),
+    "relu": mgu.Cell(activation="relu", beta=0.7),
     "flax update": mgu.Cell(update="1-f"),
     "diagonal after": mgu.Cell(recurrence="diagonal", reset="after", gate="xh", activation="relu"),
     "diagonal flax update": mgu.Cell(recurrence="diagonal", reset="none", gate="hb", update="1-f", beta=1.0),
-    "blind gate": mgu.Cell(gate="x", reset="after"),
+    "blind gate": mgu.Cell(gate="x", reset="after", beta=-0.5),
     "blind candidate": mgu.Cell(gate="xhb", candidate="xb", reset="none", update="1-f"),
     "linear tanh": mgu.Cell(gate="b", candidate="xb", reset="none", activation="tanh", recurrence="diagonal"),
     "norm": mgu.Cell(layer_norm=True, beta=0.7),

@@ -53,7 +53,8 @@ class Training(Common):
     ema: Annotated[float | None, between(0, 1)] = None
     """Decay of an average of the parameters over the steps, which is measured in their place."""
     pass_over: Annotated[int | None, at_least(0)] = None
-    """How many batches in a row may have a gradient that is not finite, and are then passed over; 0 by default."""
+    """How many batches in a row may have a loss or gradient that is not finite, and are then passed over; 0 by
+    default."""
     forget_bias: Annotated[ForgetBias, Bound("a number, chrono or uniform", math.isfinite)] = -1.0
     """Initial forget bias in the paper's sign: negative remembers. chrono gives each unit another one, for memories of
     up to the length of the sequences, and uniform one for gates spread evenly between 0 and 1. MGU2 has none and
@@ -116,6 +117,7 @@ class Prepared(NamedTuple):
     seeds: list[int]
     validation: mgu.Validation
     steps: int
+    warmup: int
     steps_per_call: int
     width: int  # H of the layer
     at_once: int | None
@@ -185,7 +187,12 @@ def learn(name: str, config: Training, task: Task, **how: Any) -> Learned:
     """
     prepared = prepare(config, task, **how)
     settings = {name: value for name, value in prepared.hyper._asdict().items() if value is not None}
-    settings |= {"total_steps": prepared.steps, "steps_per_call": prepared.steps_per_call, "width": prepared.width}
+    settings |= {
+        "total_steps": prepared.steps,
+        "warmup_steps": prepared.warmup,
+        "steps_per_call": prepared.steps_per_call,
+        "width": prepared.width,
+    }
     run = Run(name, config, task.sources, settings | {"forget_bias": forget_bias(config)})
     trained = train(run, task, prepared)
 
@@ -233,7 +240,14 @@ def learn_made(
 
 
 def prepare(
-    config: Training, task: Task, *, steps: int, steps_per_call: int, clip_norm: float = 1.0, every: int = 1
+    config: Training,
+    task: Task,
+    *,
+    steps: int,
+    steps_per_call: int,
+    clip_norm: float = 1.0,
+    every: int = 1,
+    warmup: int = 0,
 ) -> Prepared:
     """The training that the flags ask for.
 
@@ -243,6 +257,7 @@ def prepare(
         steps_per_call: steps between two lines of metrics and two checkpoints.
         clip_norm: largest norm of a gradient.
         every: calls of the compiled loop between two validations.
+        warmup: steps of warm-up, unless the flags ask for some.
 
     Raises:
         BadRequest: flags that do not fit the data, the devices or each other.
@@ -253,7 +268,7 @@ def prepare(
         raise BadRequest(f"--devices must divide the {config.seeds} seeds; got {devices}.")
     # A core is as fast on small matrices one after another as on a stack of them, and only one fits into its cache.
     at_once = config.at_once or (1 if jax.default_backend() == "cpu" else None)
-    warmup = config.warmup or 0
+    warmup = warmup if config.warmup is None else config.warmup
     if warmup >= steps:
         raise BadRequest(f"--warmup must be below the {steps} steps of the training; got {warmup}.")
     _check_batch_size(config.batch_size, task)
@@ -286,6 +301,7 @@ def prepare(
         seeds=seeds,
         validation=validation,
         steps=steps,
+        warmup=warmup,
         steps_per_call=steps_per_call,
         width=width,
         at_once=at_once,

@@ -71,7 +71,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
         seeds, frozen = len(row["seeds"]), len(row["frozen"])
         parts = (
-            ", ".join([row["cell"], *_beside_the_cell(row)]),
+            _name(row),
             row["hidden_size"],
             f"{row['parameters']['recurrent']:,}",
             f"{row['parameters']['all']:,}",
@@ -86,12 +86,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _beside_the_cell(row: dict[str, Any]) -> list[str]:
-    """What a run was asked for that no column shows."""
+def _name(row: dict[str, Any]) -> str:
+    """The cell of a run, and what it was asked for that no column shows."""
     asked = tasks.asked(row)
     match = [f"same parameter count as {asked['match']}"] if "match" in asked else []
     names = ("learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema", "initializer", "implementation")
-    return match + [tasks.phrase(name, asked[name]) for name in names if name in asked]
+    return ", ".join([row["cell"], *match, *(tasks.phrase(name, asked[name]) for name in names if name in asked)])
 
 
 def _result(folder: Path, name: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def tables_of(folder: Path) -> dict[str, str]:
         tuned.setdefault(f"tune {made_by['cell']}{' permuted' if made_by['permuted'] else ''}", []).append(made_by)
     made |= {name: tune.table(runs) for name, runs in tuned.items()}
     if rows := [row for row in every(results) if "solved" in row and isinstance(row["length"], int)]:
-        made["adding"] = adding.table(rows)
+        made["adding"] = adding.table([(_name(row), row) for row in rows])
     if rows := _result(folder, "memory").get("rows"):
         made["memory"] = memory.table(rows)
     for name, module in {"rl": rl, "rl-tuning": rl_tuning, "rl-speed": agents}.items():

@@ -80,15 +80,13 @@ QUESTIONS: dict[str, tuple[Way, ...]] = {
 
 # Questions about the runs of one experiment with this many steps or more; one column is enough there.
 ABOUT = {"remember": ("mnist-pixels", 6_000)}
-
-
 ENOUGH = 3  # seeds
 
 
 def shown_score(row: dict[str, Any], measure: Measure) -> str:
     """Mean ± standard deviation (number of seeds); only of the seeds that stayed finite.
 
-    With fewer than ``ENOUGH`` seeds, it also says what one costs, which is why there are no more.
+    With fewer than ``ENOUGH`` seeds, it also gives the time of one.
     """
     score, deviation = measure.shown.format(row[measure.name]), row[f"{measure.name}_std"]
     spread = "" if deviation is None else f" ± {measure.shown.format(deviation)}"
@@ -98,6 +96,7 @@ def shown_score(row: dict[str, Any], measure: Measure) -> str:
 
 
 def time_of(seconds: float) -> str:
+    """In words, rounded to seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 

@@ -49,12 +49,12 @@ PHRASES = {
     "input_scale": "pixels times {:g}",
     "warmup": "warm-up of {:,} steps",
     "dropout": "dropout {:g}",
-    "pass_over": "up to {} batches passed over",
+    "pass_over": "up to {} batches in a row passed over",
     "ema": "average of decay {:g}",
     "initializer": "initializer {}",
     "implementation": "{} gradient",
 }
-# Settings that were chosen for each cell and order of the pixels, in all runs by pixels with a warm-up.
+# By pixels, these were chosen for each cell by tune, except in the oldest runs, which had no warm-up.
 CHOSEN = ("learning_rate", "input_scale")
 SPLITS = {"nanogpt": "nanoGPT's split", "choice": "tested on a part of the training set"}
 
@@ -131,4 +131,4 @@ def task_of(row: dict[str, Any], compared: Iterable[str] = COMPARED) -> Task:
 
 def chosen_of(row: dict[str, Any]) -> tuple[str, ...]:
     """The settings of a run that were chosen for its cell, so that runs which are compared may differ in them."""
-    return CHOSEN if name_of(row) == "mnist-pixels" and row["settings"].get("warmup") else ()
+    return CHOSEN if name_of(row) == "mnist-pixels" and row["settings"].get("warmup") != 0 else ()

@@ -76,18 +76,18 @@ def solved(metrics: list[dict[str, Any]]) -> list[int | None]:
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """One row per run of one length: in how many steps each seed solved it, and the error in the end."""
+def table(runs: list[tuple[str, dict[str, Any]]]) -> str:
+    """One row per run, (name, result), of one length: in how many steps each seed solved it, and its last error."""
     lines = [
-        "| numbers | cell | seeds that solve it | steps until the error is below 0.01 | squared error in the end "
-        "| steps in all | minutes per seed |",
+        f"| numbers | cell | seeds that solve it | steps until the error is below {SOLVED:g} "
+        "| squared error in the end | steps in all | minutes per seed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: (row["length"], row["cell"] != "mgu", row["cell"], row["steps"])):
+    for name, row in sorted(runs, key=lambda run: (run[1]["length"], run[1]["cell"] != "mgu", run[0])):
         steps = sorted(step for step in row["solved"] if step is not None)
         error, seeds = ERROR.shown.format(row["squared_error"]), len(row["seeds"])
         lines.append(
-            f"| {row['length']:,} | {row['cell'].upper()} | {len(steps)} of {seeds} "
+            f"| {row['length']:,} | {name} | {len(steps)} of {seeds} "
             f"| {', '.join(f'{step:,}' for step in steps)} | {error} | {row['steps']:,} "
             f"| {row['seconds'] / seeds / 60:.0f} |"
         )

@@ -17,8 +17,8 @@ from experiments.datasets import data, text
 from experiments.harness import cells, plots
 from experiments.harness.measures import ACCURACY, BITS, ERROR, Measure
 from experiments.run import BadRequest, Common, Run
+from experiments.tasks import mnist_pixels
 from experiments.tasks.adding import sequences
-from experiments.tasks.mnist_pixels import pixels
 
 BIASES = ("1", "-1", "chrono")
 
@@ -105,13 +105,14 @@ def chars(config: Config) -> Task:
 
 def by_pixels(config: Config) -> Task:
     """One epoch with the settings of the best run of mnist-pixels, which has ten."""
-    mnist = pixels(data.mnist(config.data_dir, config.download), False, 28 if config.quick else 1, scale=5.0)
+    asked, found = mnist_pixels.Config(), data.mnist(config.data_dir, config.download)
+    mnist = mnist_pixels.pixels(found, False, 28 if config.quick else 1, asked.input_scale)
     steps = 20 if config.quick else len(mnist.train.xs) // 100
     return Task(
         title="MNIST by pixels, one epoch",
         sizes=(1, 100, 10),
-        options={"readout": "last", "initializer": "lecun"},
-        recipe={"batch_size": 100, "warmup_steps": 2 if config.quick else 200},
+        options={"readout": "last", "initializer": asked.initializer},
+        recipe={"batch_size": 100, "warmup_steps": 2 if config.quick else mnist_pixels.WARMUP},
         train=mnist.train,
         test=mnist.test,
         measure=ACCURACY,
@@ -120,7 +121,7 @@ def by_pixels(config: Config) -> Task:
         sequences=np.swapaxes(mnist.test.xs[:64], 0, 1),
         sources=mnist.sources,
         evaluation={"batch_size": 500},
-        learning_rate=0.012,
+        learning_rate=asked.learning_rate,
     )
 
 

@@ -43,7 +43,7 @@ SCALES = tuple(Start("chrono", scale=scale) for scale in (1.0, 3.0, 10.0))
 class Config(Common):
     """The flags of tune."""
 
-    cell: Literal["mgu", "gru", "diagonal-mgu", "reset-after-mgu", "ugrnn", "lstm"] = "mgu"
+    cell: Literal["mgu", "gru", "diagonal-mgu", "reset-after-mgu", "ugrnn", "janet", "lstm"] = "mgu"
     """The recurrent cell: one of ours, or Flax's gru and lstm."""
     compare: Literal["scales", "starts"] = "scales"
     """Factors on the pixels, with chrono initialisation and LeCun's W, or ways to start, with a factor of 1."""

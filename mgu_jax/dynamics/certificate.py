@@ -73,8 +73,8 @@ def stability(params: Params, cell: Cell = MGU, *, inputs: float | Array | None 
 
     Raises:
         TypeError: params is not a ``Params`` of one dtype.
-        ValueError: a cell with layer normalisation or a beta, or with relu or identity in a candidate that sees the
-            state, whose states have no bound; inputs is negative, of another shape, or ``None`` where they must be
+        ValueError: a cell with layer normalisation, with a beta, or whose states have no bound (relu or identity in a
+            candidate that sees the state); inputs is negative, of another shape, or ``None`` where they must be
             bounded.
     """
     inputs = _checked(params, cell, inputs)
@@ -191,7 +191,7 @@ def _checked(params: Params, cell: Cell, inputs: Any) -> Array | None:
     if cell.layer_norm:
         raise ValueError(f"cell must be without layer normalisation, for which no bound is derived; got {cell}.")
     if cell.beta != 0:
-        raise ValueError(f"cell must have beta=0, for any other of which no bound is derived; got {cell}.")
+        raise ValueError(f"cell must have beta=0, for which alone the condition is derived; got {cell}.")
     if cell.activation != "tanh" and "h" in cell.candidate:
         raise ValueError(f"cell must have bounded states: tanh, or a candidate that does not see them; got {cell}.")
     if inputs is None:

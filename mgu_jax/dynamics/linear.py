@@ -100,7 +100,7 @@ def closed_form(params: Params, h: Array, gates: Gates, cell: Cell) -> tuple[Arr
     p, f, c = params, gates.f, gates.c
     (u, w), slope_f = shares(f, None, cell), f * (1 - f)
     K = _normalised(Diagonal(w * SLOPE[cell.activation](c)), p.g_h, gates.norm_h)  # (4)
-    Q = Diagonal(slope_f * slope_through_3(f, h, c, cell))  # (6, 7) through (3)
+    Q = Diagonal(slope_through_3(f, h, c, cell))  # (6, 7) through (3)
     if cell.reset == "before":
         R = _times(K, p.U_h)  # (5)
         Q = _sum(Q, _scaled(R, slope_f * h))  # (6, 7) through r
@@ -130,16 +130,17 @@ def tangents(params: Params, h: Array, gates: Gates, cell: Cell, v: Array, w: Ar
 
     f, c = gates.f, gates.c
     given_up, written = shares(f, None, cell)
-    t_f = scaled(f * (1 - f), normalised(add(product(v, p.U_f), through(p.W_f)), p.g_f, gates.norm_f))  # (16)
+    t_z_f = normalised(add(product(v, p.U_f), through(p.W_f)), p.g_f, gates.norm_f)
+    t_f = scaled(f * (1 - f), t_z_f)  # (16)
     if cell.reset == "before":
         hU_h = product(add(scaled(f, v), scaled(h, t_f)), p.U_h)  # (17)
     else:
         hU_h = product(v, p.U_h)
         if gates.s_r is not None:
             hU_h = add(scaled(f, hU_h), scaled(gates.s_r, t_f))  # (17) of a reset after the product
-    t_z = normalised(add(hU_h, through(p.W_h)), p.g_h, gates.norm_h)
-    from_f = scaled(slope_through_3(f, h, c, cell), t_f)
-    return add(scaled(1 - given_up, v), from_f, scaled(written * SLOPE[cell.activation](c), t_z))  # (18, 19)
+    t_z_h = normalised(add(hU_h, through(p.W_h)), p.g_h, gates.norm_h)
+    from_gate = scaled(slope_through_3(f, h, c, cell), t_z_f)
+    return add(scaled(1 - given_up, v), from_gate, scaled(written * SLOPE[cell.activation](c), t_z_h))  # (18, 19)
 
 
 @partial(jax.jit, static_argnames="cell")

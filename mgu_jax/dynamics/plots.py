@@ -31,7 +31,7 @@ def phase_portrait(
     points: FixedPoints | None = None,
     cell: Cell = MGU,
     *,
-    limit: float = 1.0,
+    limit: float | None = None,
     axes: Any = None,
 ) -> Any:
     """The axes with the motion h' - h of a layer of two units at a constant input, its nullclines and its fixed points.
@@ -44,7 +44,7 @@ def phase_portrait(
         x: [D], the input.
         points: as ``fixed_points`` returns them; ``None`` shows none.
         cell: the member of the family that params belongs to.
-        limit: both units are shown from -limit to limit.
+        limit: both units are shown from -limit to limit; ``None`` takes the bound of the cell's states, or 1.
         axes: of matplotlib; ``None`` makes a new figure.
 
     Raises:
@@ -52,6 +52,7 @@ def phase_portrait(
         ValueError: params has not two units, or as ``mgu_jax.step``.
         TypeError: as ``mgu_jax.step``.
     """
+    limit = limit or cell.bound or 1.0
     grid = np.linspace(-limit, limit, 81)
     states = np.stack(np.meshgrid(grid, grid), -1)
     if params.b_h.shape != (2,):

@@ -9,8 +9,8 @@ is singular. The search takes in each round the better one of two steps d, both 
     (A^T A + m I) d = -A^T (F(h) - h)     Levenberg and Marquardt's, which for large m descends from anywhere
 
 and neither, with a larger m, if q would not fall. Newton's step counts only if it is short, so that the search stays in
-the neighbourhood of its start, and in the range of tanh. So q never rises, and where no fixed point is near, the search
-ends at a slow one.
+the neighbourhood of its start, and within ``Cell.bound``. So q never rises, and where no fixed point is near, the
+search ends at a slow one.
 """
 
 from functools import partial
@@ -137,7 +137,7 @@ def _newton(params: Params, x: Array, starts: Array, cell: Cell, rounds: int) ->
         systems = jnp.stack([A, A.T @ A + damping * eye])
         steps = jnp.linalg.solve(systems, -jnp.stack([g, A.T @ g])[..., None])[..., 0]
         ends = jnp.where(jnp.isfinite(steps), h[None] + steps, h[None])
-        if cell.bound is not None:  # no state stays outside
+        if cell.bound is not None:  # no fixed point lies outside
             ends = jnp.clip(ends, -cell.bound, cell.bound)
         speeds = jax.vmap(speed_of)(ends)
         short = jnp.stack([jnp.max(jnp.abs(steps[0])) <= _SHORT, jnp.asarray(True)])

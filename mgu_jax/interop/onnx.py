@@ -101,7 +101,7 @@ def to_onnx(model: Model, params: ModelParams, *, lengths: bool = False, state: 
 
     Args:
         model: any ``mgu_jax.Model`` whose cell has a reset: ``MGU``, ``MGU1`` to ``MGU3``, ``RESET_AFTER_MGU``,
-            ``FLAX_MGU``, ``DIAGONAL_MGU``.
+            ``FLAX_MGU``, ``DIAGONAL_MGU``; with beta = 0.
         params: its parameters, of float32 (or float64, which few runtimes support).
         lengths: add an input "lengths", int32 [B].
         state: add an input "state_i" and an output "last_i" for every layer i, [n, B, H] for n directions. To process a

@@ -124,8 +124,9 @@ def from_torch(state: Mapping[str, Any], cell: Cell = MGU, *, prefix: str = "", 
             [2H] each as in ``torch.nn.GRU``, or without a bias. Values are tensors or anything that ``np.asarray``
             converts; bfloat16 tensors become NumPy arrays of ``jnp.bfloat16``, bit for bit. Other entries are ignored.
         cell: the member whose equations the module computes: how it resets, and whether f or 1 - f is the share of the
-            candidate. Two biases whose sum alone matters are added and rounded, so ``to_torch`` cannot recover them
-            separately. In a cell that resets after the product, b_r is the candidate's part of bias_hh.
+            state that the candidate takes. Two biases whose sum alone matters are added and rounded, so ``to_torch``
+            cannot recover them separately. In a cell that resets after the product, b_r is the candidate's part of
+            bias_hh.
         prefix, suffix: what surrounds the names, such as "rnn." and "_l0".
 
     Raises:

@@ -278,18 +278,13 @@ template <class R> struct Inputs {
   }
 };
 
-// How (3) weighs the state and the candidate: the share given up is from + sign*f, which is f or 1 - f, and the share
-// written is w, the same unless the member has a beta; less is exp(-beta).
+// How (3) weighs the state and the candidate: the share u given up is from + sign*f, which is f or 1 - f. The share
+// written is the same, unless the member has a beta; less is exp(-beta).
 template <class R> struct Update {
   R from, sign, less;
 };
 
 template <class R, bool has_beta> inline R written(R u, R less) { return has_beta ? u / (u + (1 - u) * less) : u; }
-
-template <class R, bool has_beta> inline R slope_of_written(R u, R less) {  // dw/du
-  const R weighed = u + (1 - u) * less;
-  return has_beta ? less / weighed / weighed : 1;
-}
 
 // Rows [H] of one sample.
 template <class R, class A, bool has_beta> void candidate(int H, Update<R> of, const R* z, const R* r, const R* b,
@@ -308,10 +303,11 @@ template <class R, class A, bool has_beta> void through_update(int H, Update<R> 
 #pragma GCC ivdep
   for (int j = 0; j < H; j++) {
     const R dh_next = dhs[j] + dh[j], u = of.from + of.sign * f[j];  // (13)
-    const R w = written<R, has_beta>(u, of.less), slope = of.sign * (f[j] * (1 - f[j]));
-    dz_h[j] = dh_next * (w * alpha[j]) * A::slope(c[j]);                                                // (4)
-    dz_f[j] = dh_next * alpha[j] * slope * (slope_of_written<R, has_beta>(u, of.less) * c[j] - h[j]);  // (6, 7)
-    dh[j] = dh_next * (1 - u * alpha[j]);                                              // (8) through (3)
+    const R w = written<R, has_beta>(u, of.less), slope = f[j] * (1 - f[j]);
+    const R change = has_beta ? w * (1 - w) * c[j] - slope * h[j] : slope * (c[j] - h[j]);
+    dz_h[j] = dh_next * (w * alpha[j]) * A::slope(c[j]);  // (4)
+    dz_f[j] = dh_next * alpha[j] * (of.sign * change);    // (6, 7) through (3)
+    dh[j] = dh_next * (1 - u * alpha[j]);                 // (8) through (3)
   }
 }
 
@@ -574,12 +570,12 @@ template <bool back> ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs arg
 }
 }  // namespace
 
-#define SIGNATURE \
-  ffi::Ffi::Bind()                                                 \
-      .Ctx<ffi::ThreadPool>()                                      \
-      .RemainingArgs()                                             \
-      .RemainingRets()                                             \
-      .Attr<ffi::Span<const int64_t>>("sizes")                     \
+#define SIGNATURE                              \
+  ffi::Ffi::Bind()                             \
+      .Ctx<ffi::ThreadPool>()                  \
+      .RemainingArgs()                         \
+      .RemainingRets()                         \
+      .Attr<ffi::Span<const int64_t>>("sizes") \
       .Attr<double>("beta")
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mgu_jax_forward, run<false>, SIGNATURE);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mgu_jax_backward, run<true>, SIGNATURE);

@@ -137,7 +137,7 @@ def forward(
                 z_h = f * s_r
             c = _ACTIVATION[cell.activation](add(z_h, now.a_h))  # (2)
             u, w = shares(f, now.alpha, cell)
-            h = h + u * (c - h) if w is u else (1 - u) * h + w * c  # (3)
+            h = h + u * (c - h) if cell.beta == 0 else (1 - u) * h + w * c  # (3)
             hs[here] = h
             cs[here] = c
             ready.wait(i + 1)
@@ -181,7 +181,7 @@ def backward(
             dh_next = add(now.dhs, dh)
             (u, w), slope_f = shares(f, now.alpha, cell), f * (1 - f)
             dz_h = dh_next * w * _SLOPE[cell.activation](c)  # (4)
-            dz_f = scaled(dh_next, now.alpha) * slope_f * slope_through_3(f, h, c, cell)  # (6, 7)
+            dz_f = scaled(dh_next, now.alpha) * slope_through_3(f, h, c, cell)  # (6, 7)
 
             def store_h() -> Any:
                 dz_hs[here] = dz_h

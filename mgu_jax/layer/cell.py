@@ -30,8 +30,8 @@ that a member lacks is ``None``, and ``add``, ``product`` and ``normalise`` pass
 in the equations above:
 
     u           the share of the old state that (3) gives up: f, or 1 - f
-    w           the share of the candidate that (3) writes in its place: u, or more of it in members with a beta.
-                u and w are times alpha where only part of the update takes place
+    w           the share of the candidate that (3) writes in its place: u, or in members with a beta sigmoid(z + beta)
+                where u = sigmoid(z). u and w are times alpha where only part of the update takes place
     seen        the state as the products see it: h, or h times the mask of recurrent dropout
     s_r         seen U_h + b_r, which members that reset after the product scale by f
     s_f, s_h    the sums in (1) and (2) before layer normalisation and bias
@@ -104,23 +104,25 @@ def shares(f: Array, alpha: Array | None, cell: Cell) -> tuple[Array, Array]:
     """(u, w): the share of the old state that is given up, and the share of the candidate that is written."""
     u = f if cell.update == "f" else 1 - f
     if cell.beta == 0:
-        u = w = scaled(u, alpha)
-        return u, w
-    return scaled(u, alpha), scaled(u / _weighed(u, cell), alpha)
+        u = scaled(u, alpha)
+        return u, u
+    return scaled(u, alpha), scaled(_written(u, cell), alpha)
 
 
-def _weighed(u: Array, cell: Cell) -> Array:
-    # With u = sigmoid(z), u over this is sigmoid(z + beta), also where u has been rounded to 0 or 1.
-    return u + (1 - u) * math.exp(-cell.beta)
+def _written(u: Array, cell: Cell) -> Array:
+    """sigmoid(z + beta) for u = sigmoid(z), from u alone, so that no z need be kept."""
+    return u / (u + (1 - u) * math.exp(-cell.beta))
 
 
 def slope_through_3(f: Array, h: Array, c: Array, cell: Cell) -> Array:
-    """The derivative of the new state h' with respect to f in (3), for a whole update."""
-    if cell.beta != 0:
-        u = f if cell.update == "f" else 1 - f
-        weighed = _weighed(u, cell)
-        c = c * (math.exp(-cell.beta) / weighed / weighed)  # dw/du
-    return c - h if cell.update == "f" else h - c
+    """dh'/dz_f through (3), for a whole update: f*(1 - f)*(c - h) in the paper's cell."""
+    slope_f = f * (1 - f)
+    if cell.beta == 0:
+        change = slope_f * (c - h)  # (6, 7)
+    else:
+        w = _written(f if cell.update == "f" else 1 - f, cell)
+        change = w * (1 - w) * c - slope_f * h  # (6, 7) with a beta
+    return change if cell.update == "f" else -change  # (6, 7)
 
 
 def prepare(params: Params, cell: Cell, mask: Array | None = None) -> StepWeights:
@@ -183,7 +185,7 @@ def retreat(
 
     dz_h = dh_next * w * slope_c  # (4)
     ds_h = normalise_backward(dz_h, p.g_h, norm_h)
-    dz_f = scaled(dh_next, alpha) * slope_f * slope_through_3(f, h, c, cell)  # (6, 7)
+    dz_f = scaled(dh_next, alpha) * slope_through_3(f, h, c, cell)  # (6, 7)
     dseen, ds_r = None, ds_h  # where nothing scales s_r, it is a term of s_h
     if cell.reset == "before":
         dr = product(ds_h, weights.U_hT)  # (5)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from mgu_jax import checks
@@ -17,18 +18,18 @@ class Cell:
     Attributes:
         gate: what feeds the gate: the letters of input x, state h and bias b, in this order ("xhb", "xh", "h", ...).
         reset: whether f scales the state "before" its product with U_h, the product "after" it, or "none".
-        update: how much of the candidate enters the state, "f" (the paper's sign) or "1-f" (Flax's).
+        update: the share of the state that the candidate takes, "f" (the paper's sign) or "1-f" (Flax's).
         candidate: what feeds the candidate, "xhb", or "xb" for a candidate that does not see the state.
         recurrence: "dense" (U is [H, H]) or "diagonal" (U is [H], the recurrence is elementwise).
         activation: of the candidate, "tanh", "relu" or "identity".
-        beta: added to the logit of the candidate's share in the update, which then writes more of the candidate than it
-            takes from the state: (1 - f)*h + sigmoid(z_f + beta)*c, where f = sigmoid(z_f) (van der Westhuizen and
-            Lasenby 2018, arXiv 1804.04849). With 0, the two shares add up to 1.
+        beta: from -3 to 3; where it is positive, the update writes more of the candidate than it takes from the state,
+            and where negative less: with f = sigmoid(z_f), the new state is (1 - f)*h + sigmoid(beta + z_f)*c, or
+            f*h + sigmoid(beta - z_f)*c for the update "1-f" (van der Westhuizen and Lasenby 2018, arXiv 1804.04849).
         layer_norm: whether each pre-activation is normalised over its H features before the bias, with gains g_f and
             g_h: z = g*(s - mean)/std + b (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
 
     Raises:
-        ValueError: an unknown value, a beta that is not a number from -10 to 10, or a reset for a candidate that does
+        ValueError: an unknown value, a beta that is not a number from -3 to 3, or a reset for a candidate that does
             not see the state.
     """
 
@@ -49,8 +50,10 @@ class Cell:
         checks.check_choice("recurrence", self.recurrence, ("dense", "diagonal"))
         checks.check_choice("activation", self.activation, ACTIVATIONS)
         checks.check_choice("layer_norm", self.layer_norm, (False, True))
-        if isinstance(self.beta, bool) or not isinstance(self.beta, int | float) or not -10 <= self.beta <= 10:
-            raise ValueError(f"beta must be a number from -10 to 10; got {checks.describe(self.beta)}.")
+        # The share written is computed from f, whose error a large beta would multiply by e^|beta|.
+        if isinstance(self.beta, bool) or not isinstance(self.beta, Real) or not -3 <= self.beta <= 3:
+            raise ValueError(f"beta must be a number from -3 to 3; got {checks.describe(self.beta)}.")
+        object.__setattr__(self, "beta", float(self.beta))  # equal cells are written alike
         if "h" not in self.candidate and self.reset != "none":
             raise ValueError(f"reset must be 'none' for a candidate that does not see the state; got {self.reset!r}.")
 
@@ -82,7 +85,7 @@ class Cell:
 
     @property
     def bound(self) -> float | None:
-        """A size that no step takes a smaller state beyond; ``None`` where there is none.
+        """The size that no state exceeds if the state before did not; ``None`` where the cell alone sets none.
 
         tanh bounds the candidate by 1, and the share written is at most exp(beta) times the share given up.
         """

@@ -189,7 +189,7 @@ def _exact(plan: Plan) -> Plan:
 
 
 def _limit(cell: Cell, h: Array, h_reset: Array | None) -> Array | None:
-    """The largest size [B, H] that a state can have, ``None`` if it may grow without bound."""
+    """The largest size [B, H] that a state can have, ``None`` if the cell alone sets no bound."""
     if cell.bound is None:
         return None
     return jnp.maximum(jnp.maximum(abs(h), cell.bound), abs(h if h_reset is None else h_reset))

@@ -78,6 +78,7 @@ def test_a_stream_carries_its_state():
 
 CANNOT = [
     ({"cell": mgu.UGRNN}, "cell", "a reset", str(mgu.UGRNN)),
+    ({"cell": mgu.Cell(beta=1.0)}, "cell", "beta=0", "Cell(beta=1.0)"),
     ({"dtype": jnp.bfloat16}, "the dtype of params", "'float32', 'float64'", "'bfloat16'"),
     ({"compute_dtype": jnp.bfloat16}, "compute_dtype", "None", "'bfloat16'"),
     ({"zoneout": 0.5}, "zoneout", "0", "0.5"),

@@ -27,6 +27,7 @@ FIRST = {
     ("UGRNN", "all forward"),
     ("MGU3", "all in reverse"),
     ("relu", "all forward"),
+    ("JANET", "all in reverse"),
 }
 EACH = [
     pytest.param(*case, marks=[] if case[:2] in FIRST and case[2] == "float64" else pytest.mark.slow)
@@ -96,7 +97,7 @@ def test_a_population_and_second_derivatives(x64):
         assert laws.relative_error(one, other) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["MGU", "relu", pytest.param("FLAX_MGU", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["MGU", "relu", "JANET", pytest.param("FLAX_MGU", marks=pytest.mark.slow)])
 def test_saturated_gates_and_numbers_that_are_not_finite(name):
     """A huge input saturates as in the definition, and NaN stays in its sample, forward and back."""
     cell = MEMBERS[name]

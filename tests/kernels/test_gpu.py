@@ -22,6 +22,7 @@ FIRST = {
     ("MGU", "all in reverse"),
     ("FLAX_MGU", "all forward"),
     ("DIAGONAL_MGU", "all in reverse"),
+    ("JANET", "all forward"),
 }
 EACH = [
     pytest.param(name, options, marks=[] if (name, options) in FIRST else pytest.mark.slow)

@@ -22,7 +22,7 @@ def test_obeys_the_laws(name, options):
 
 
 @pytest.mark.parametrize(("H", "B"), SIZES)
-@pytest.mark.parametrize("name", ["MGU", "MGU3", "FLAX_MGU", "UGRNN"])
+@pytest.mark.parametrize("name", ["MGU", "MGU3", "FLAX_MGU", "UGRNN", "JANET"])
 def test_any_size(name, H, B):
     obeys(MEMBERS[name], H=H, B=B, T=20)
 

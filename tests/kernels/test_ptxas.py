@@ -43,7 +43,7 @@ def environment(tmp_path_factory):
 @pytest.mark.parametrize("options", ["plain", "options"])
 @pytest.mark.parametrize("compute_dtype", ["bfloat16", "none"])
 @pytest.mark.parametrize("H", [64, 128, 192])
-@pytest.mark.parametrize("member", ["MGU", "MGU3", "UGRNN", "RESET_AFTER_MGU", "FLAX_MGU", "DIAGONAL_MGU"])
+@pytest.mark.parametrize("member", ["MGU", "MGU3", "UGRNN", "RESET_AFTER_MGU", "FLAX_MGU", "DIAGONAL_MGU", "JANET"])
 def test_registers_suffice(member, H, compute_dtype, options, environment):
     """Nothing is spilled to memory but in the loops of over 128 units, where little is, or products are tripled."""
     command = [sys.executable, "-m", "tests.kernels.ptxas", member, str(H), compute_dtype, options]

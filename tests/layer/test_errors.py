@@ -206,8 +206,10 @@ def test_step_backward(params):
         ({"activation": "gelu"}, "one of 'tanh', 'relu', 'identity'", "'gelu'"),
         ({"recurrence": "sparse"}, "one of 'dense', 'diagonal'", "'sparse'"),
         ({"candidate": "b"}, "one of 'xhb', 'xb'", "'b'"),
-        ({"beta": float("nan")}, "a number from -10 to 10", "nan"),
-        ({"beta": "1"}, "a number from -10 to 10", "'1'"),
+        ({"beta": float("nan")}, "a number from -3 to 3", "nan"),
+        ({"beta": 3.1}, "a number from -3 to 3", "3.1"),
+        ({"beta": True}, "a number from -3 to 3", "True"),
+        ({"beta": "1"}, "a number from -3 to 3", "'1'"),
         ({"reset": "before", "candidate": "xb"}, "'none' for a candidate that does not see the state", "'before'"),
     ],
 )

@@ -33,7 +33,8 @@ class Mutant(NamedTuple):
     options: dict = {}  # noqa: RUF012 (read only)
 
 
-THROUGH_3 = "dz_f = scaled(dh_next, alpha) * slope_f * slope_through_3(f, h, c, cell)"
+THROUGH_3 = "dz_f = scaled(dh_next, alpha) * slope_through_3(f, h, c, cell)"
+WITH_BETA = "change = w * (1 - w) * c - slope_f * h"
 THROUGH_R = "dz_f = dz_f + dr * slope_f * seen"
 AFTER = "dz_f = dz_f + ds_h * slope_f * s_r"
 BOTH = "dseen = add(product(ds_r, weights.U_hT), product(ds_f, weights.U_fT))"
@@ -44,18 +45,21 @@ DH_RESET = "dh_reset = add(dh_reset, jnp.where(reset, dh, 0).astype(wide(dh)))"
 DPARAMS = "jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, part)"
 
 MUTANTS = [
+    Mutant("3", "scaled(_written(u, cell), alpha)", "_written(u, cell)", "JANET", ZONEOUT),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = -dh_next * w * slope_c"),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = dh_next * slope_c"),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = dh_next * w"),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = dh_next * u * slope_c", "JANET"),
     Mutant("5", "dr = product(ds_h, weights.U_hT)", "dr = -product(ds_h, weights.U_hT)"),
     Mutant("5", "dr = product(ds_h, weights.U_hT)", "dr = product(ds_h, p.U_h)"),
-    Mutant("6, 7", THROUGH_3, "dz_f = -scaled(dh_next, alpha) * slope_f * slope_through_3(f, h, c, cell)"),
-    Mutant("6, 7", THROUGH_3, "dz_f = scaled(dh_next, alpha) * slope_through_3(f, h, c, cell)"),
-    Mutant("6, 7", THROUGH_3, "dz_f = scaled(dh_next, alpha) * slope_f * c"),
-    Mutant("6, 7", THROUGH_3, "dz_f = dh_next * slope_f * slope_through_3(f, h, c, cell)", options=ZONEOUT),
-    Mutant("6, 7", THROUGH_3, "dz_f = scaled(dh_next, alpha) * slope_f * (c - h)", "FLAX_MGU"),
-    Mutant("6, 7", THROUGH_3, "dz_f = scaled(dh_next, alpha) * slope_f * (h - c)", "JANET"),
+    Mutant("6, 7", THROUGH_3, "dz_f = -scaled(dh_next, alpha) * slope_through_3(f, h, c, cell)"),
+    Mutant("6, 7", THROUGH_3, "dz_f = dh_next * slope_through_3(f, h, c, cell)", options=ZONEOUT),
+    Mutant("6, 7", "change = slope_f * (c - h)", "change = c - h"),
+    Mutant("6, 7", "change = slope_f * (c - h)", "change = slope_f * c"),
+    Mutant("6, 7", WITH_BETA, "change = slope_f * (c - h)", "JANET"),
+    Mutant("6, 7", WITH_BETA, "change = w * (1 - w) * (c - h)", "JANET"),
+    Mutant("6, 7", WITH_BETA, "change = w * c - slope_f * h", "JANET"),
+    Mutant("6, 7", 'return change if cell.update == "f" else -change', "return change", "FLAX_MGU"),
     Mutant("6, 7", THROUGH_R, "dz_f = dz_f"),
     Mutant("6, 7", THROUGH_R, "dz_f = dz_f - dr * slope_f * seen"),
     Mutant("6, 7", THROUGH_R, "dz_f = dz_f + dr * seen"),

@@ -264,14 +264,34 @@ def test_a_missing_data_set_is_one_sentence(name, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def lines_of_images(count):
+    """Images of one bright row, whose class is the row."""
+    xs, targets = np.zeros((count, 28, 28), np.float32), np.arange(count, dtype=np.int32) % 10
+    xs[np.arange(count), 2 * targets] = 1
+    return mgu.Data(xs, targets)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warmup"),
+    [(["--cell", "gru"], 10), *(pytest.param(*given, marks=pytest.mark.slow) for given in ((["--warmup", 7], 7),))],
+)
+def test_the_warm_up_by_pixels_is_a_quarter_of_a_short_training(flags, warmup, tmp_path, monkeypatch, capsys):
+    """And the initial W of our cells, which nobody asked for, does not hinder a GRU."""
+    images = lines_of_images(40)
+    monkeypatch.setattr(mnist_pixels.data, "mnist", lambda *_: DataSet(images, images, {}))
+    small = ["mnist-pixels", "--quick", "--hidden-size", 4, "--batch-size", 10, *flags]
+    assert run(*small, "--out", tmp_path / "run") == 0
+    settings = result(tmp_path / "run")["settings"]
+    assert (settings["warmup_steps"], settings["initializer"]) == (warmup, "lecun")
+    if "gru" in flags:
+        refuses(capsys, [*small, "--initializer", "glorot"], "--initializer", "our own cells", "gru")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["mgu", "gru"])
 def test_tune_halves_the_settings_without_the_test_images(cell, tmp_path, monkeypatch, capsys):
-    """Images of one bright row, whose class is the row; three rungs, and a resumed run repeats the same bits."""
-    xs = np.zeros((60, 28, 28), np.float32)
-    targets = np.arange(60, dtype=np.int32) % 10
-    xs[np.arange(60), 2 * targets] = 1
-    images = mgu.Data(xs, targets)
+    """Three rungs, and a resumed run repeats the same bits."""
+    images = lines_of_images(60)
     monkeypatch.setattr(tune.data, "mnist", lambda *_: DataSet(images, None, {}))
     monkeypatch.setattr(tune, "HELD_OUT", 20)
     compare = "starts" if cell == "gru" else "scales"

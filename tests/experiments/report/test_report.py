@@ -10,6 +10,7 @@ from experiments.harness.cells import CellName
 from experiments.report import page as report
 from experiments.report import questions, tasks
 from experiments.run import BadRequest, _command
+from experiments.tasks import adding
 from mgu_jax.extras import require
 from tests.experiments.common import is_png, refuses, run
 
@@ -45,7 +46,7 @@ TITLES = [
     (asked(experiment="words-kjv", text="kjv"), "King James Bible, H = 200"),
     (asked(experiment="mnist-pixels-permuted", permuted=True), "MNIST by pixels, permuted"),
     (asked(experiment="mnist-pixels", permuted=False, epochs=10), "MNIST by pixels"),
-    (asked(experiment="mnist-pixels", learning_rate=0.016, input_scale=10.0, warmup=200), "MNIST by pixels"),
+    (asked(experiment="mnist-pixels", learning_rate=0.016, input_scale=10.0), "MNIST by pixels"),
     (
         asked(experiment="mnist-pixels", learning_rate=0.001, input_scale=1.0, warmup=0),
         "MNIST by pixels, learning rate 0.001, pixels times 1, no warm-up",
@@ -118,6 +119,28 @@ def test_the_command_writes_all_pages_and_pictures(folder, capsys):
     assert "| 2.0e-03 | 2, 1 of them not finite |" in results
     (folder / "results" / "learning" / "2.json").unlink()
     refuses(capsys, ["report", "--folder", folder], "--folder", "the files of every table", "task adding-400")
+
+
+def test_by_pixels_the_rate_and_the_factor_belong_to_the_cell():
+    def run(cell, score, rate, scale, **more):
+        return asked(cell, score, "mnist-pixels", learning_rate=rate, input_scale=scale, **more) | {"steps": 6000}
+
+    rows = [run("gru", 0.003, 0.016, 10.0), run("mgu", 0.002, 0.012, 5.0), run("mgu", 0.004, 1e-3, 1.0, warmup=0)]
+    assert [
+        line.split(" | ")[2:] for line in questions.answer("remember", rows, report.measure_of).splitlines()[2:4]
+    ] == [
+        ["2.0e-03 (1; 2 minutes)", "3.0e-03 (1; 2 minutes) |"],
+        ["4.0e-03 (1; 2 minutes)", " |"],
+    ]
+    with pytest.raises(BadRequest, match="is there twice"):
+        questions.answer("remember", [*rows, run("mgu", 0.005, 0.02, 5.0)], report.measure_of)
+
+
+def test_a_row_says_in_how_many_steps_each_seed_solved_it():
+    row = asked("gru", 0.001, steps=3000, learning_rate=0.01) | {"length": 1000, "solved": [1400, None, 800]}
+    row |= {"seeds": [0, 1, 2], "steps": 3000, "seconds": 720.0}
+    (line,) = adding.table([("gru", row)]).splitlines()[2:]
+    assert line == "| 1,000 | gru | 2 of 3 | 800, 1,400 | 1.0e-03 | 3,000 | 4 |"
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path, capsys):
