@@ -143,7 +143,7 @@ def experiment_rows():
     yield f"| {100 * rows['accuracy']:.2f} % of 10,000 test digits | {rows['seconds']:.0f} seconds |"
     for file, kind, text in (
         ("chars-mgu", "bits_per_character", "{:.3f} bits per character of tiny Shakespeare, and a sample"),
-        ("mnist-pixels-mgu-scaled", "accuracy", "{:.2%} of 10,000 test digits, pixel by pixel"),
+        ("mnist-pixels-mgu-tuned", "accuracy", "{:.2%} of 10,000 test digits, pixel by pixel"),
         ("words-mgu-h200", "perplexity", "perplexity {:.2f} on Penn Treebank"),
     ):
         row = result(f"learning/{file}")

@@ -55,7 +55,7 @@ PHRASES = {
     "implementation": "{} gradient",
 }
 # By pixels, these were chosen for each cell by tune, except in the oldest runs, which had no warm-up.
-CHOSEN = ("learning_rate", "input_scale")
+CHOSEN = ("learning_rate", "input_scale", "pass_over")
 SPLITS = {"nanogpt": "nanoGPT's split", "choice": "tested on a part of the training set"}
 
 

@@ -24,7 +24,7 @@ class Config(Training):
     """T, the number of words that a gradient flows through."""
     embedding_size: int | None = None
     """Features of a word; --hidden-size by default."""
-    tie: bool | None = None
+    tie: bool = False
     """Read out with the embedding transposed, which saves as many parameters as the embedding has."""
     hidden_size: int = 200
     batch_size: int = 20
@@ -40,5 +40,5 @@ def main(config: Config) -> None:
     sizes = {"window": config.window, "embedding_size": config.embedding_size or config.hidden_size}
     if config.tie and sizes["embedding_size"] != config.hidden_size:
         raise BadRequest(f"--tie must have --embedding-size = --hidden-size; got {config.embedding_size}.")
-    learned = learn_language(name, config, data, PERPLEXITY, quick=10, tie=bool(config.tie), **sizes)
+    learned = learn_language(name, config, data, PERPLEXITY, quick=10, tie=config.tie, **sizes)
     finish(learned, PERPLEXITY, {})

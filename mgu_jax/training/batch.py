@@ -27,7 +27,15 @@ class Limits(NamedTuple):
 
 def limits_of(functions: tuple[Loss, ...], params: Any) -> Limits:
     """The limits of a model with these parameters, if these functions measure it."""
-    embedding, W_y = (getattr(getattr(params, name, None), "shape", ()) for name in ("embedding", "readout"))
+
+    def shape(name: str) -> tuple[int, ...]:
+        def part(params: Any) -> Any:
+            found = getattr(params, name, None)
+            return found if hasattr(found, "shape") else jnp.zeros(())
+
+        return jax.eval_shape(part, params).shape  # what is tied is computed, also of shapes alone
+
+    embedding, W_y = shape("embedding"), shape("readout")
     labels, numbers = any(map(of_labels, functions)), any(map(of_numbers, functions))
     share = any(called(function) == binary_cross_entropy for function in functions)
     tokens = embedding[-2] if len(embedding) > 1 else None

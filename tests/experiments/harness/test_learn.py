@@ -214,6 +214,16 @@ def test_words_with_a_baseline_of_the_same_parameter_count(tmp_path, monkeypatch
     assert made["perplexity"] < 3
 
 
+def test_words_with_a_tied_embedding(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(text, "kjv", lambda *_: alphabet())
+    flags = ["words", "--text", "kjv", "--tie", "--hidden-size", 6, "--window", 5, "--batch-size", 4, "--steps", 36]
+    assert run(*flags, "--learning-rate", 0.03, "--dropout", 0, "--out", tmp_path / "run") == 0
+    made = result(tmp_path / "run")
+    assert made["parameters"]["all"] == made["parameters"]["recurrent"] + 4 * 6 + 4
+    assert made["perplexity"] < 3
+    refuses(capsys, [*flags, "--embedding-size", 3, "--out", tmp_path / "other"], "--tie", "--hidden-size", "3")
+
+
 @pytest.mark.slow
 def test_validation_reviews_choose_the_step(tmp_path, monkeypatch):
     """With tokens, lengths and a mean of states; the best step is that of the validation reviews."""
