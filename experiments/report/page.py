@@ -90,7 +90,7 @@ def _name(row: dict[str, Any]) -> str:
     """The cell of a run, and what it was asked for that no column shows."""
     asked = tasks.asked(row)
     match = [f"same parameter count as {asked['match']}"] if "match" in asked else []
-    names = ("learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema", "initializer", "implementation")
+    names = ("tie", "learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema", "initializer", "implementation")
     return ", ".join([row["cell"], *match, *(tasks.phrase(name, asked[name]) for name in names if name in asked)])
 
 
