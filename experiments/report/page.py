@@ -90,8 +90,9 @@ def _name(row: dict[str, Any]) -> str:
     """The cell of a run, and what it was asked for that no column shows."""
     asked = tasks.asked(row)
     match = [f"same parameter count as {asked['match']}"] if "match" in asked else []
-    names = ("tie", "learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema", "initializer", "implementation")
-    return ", ".join([row["cell"], *match, *(tasks.phrase(name, asked[name]) for name in names if name in asked)])
+    names = ("tie", "learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema")
+    shown = [name for name in (*names, "initializer", "implementation") if name in asked]
+    return ", ".join([row["cell"], *match, *(tasks.phrase(name, asked[name]) for name in shown)])
 
 
 def _result(folder: Path, name: str) -> dict[str, Any]:
