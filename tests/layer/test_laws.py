@@ -16,16 +16,20 @@ from mgu_jax.layer import segments
 from tests import laws
 from tests.conftest import double_precision
 
+KINDS = ("MGU", "RESET_AFTER_MGU", "DIAGONAL_MGU", "MIN_GRU")  # one for each kind of program
+
 
 def pairs_of(*names, among=laws.PAIRS):
     """A parametrization by (implementation, name) over all pairs; those with other cells than ``names`` are slow.
 
-    So are those of Newton's method and of the affine backward, of which ``test_parallel.py`` tests the kinds.
+    So are those of Newton's method and of the affine backward, of which ``test_parallel.py`` tests the kinds, and those
+    of autodiff, whose derivative nobody wrote, but for one cell of each kind.
     """
 
     def slow(implementation, name):
         solved = implementation == "parallel_backward" or (implementation == "parallel" and not laws.CELLS[name].linear)
-        return [pytest.mark.slow] if solved or name not in names else []
+        derived = implementation == "autodiff" and name not in KINDS
+        return [pytest.mark.slow] if solved or derived or name not in names else []
 
     return pytest.mark.parametrize(
         ("implementation", "name"), [pytest.param(*pair, marks=slow(*pair)) for pair in among]
@@ -33,7 +37,7 @@ def pairs_of(*names, among=laws.PAIRS):
 
 
 named_pairs = pairs_of(*laws.NAMED)
-few_pairs = pairs_of("MGU", "RESET_AFTER_MGU", "DIAGONAL_MGU", "MIN_GRU")  # one for each kind of program
+few_pairs = pairs_of(*KINDS)
 other_pairs = pairs_of(*laws.OTHERS, among=laws.OTHER_PAIRS)
 SIZES = ((0, 4), (0, 3), (1, 3), (1, 4))  # of T, B, D and H
 both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
