@@ -90,8 +90,7 @@ def _name(row: dict[str, Any]) -> str:
     """The cell of a run, and what it was asked for that no column shows."""
     asked = tasks.asked(row)
     match = [f"same parameter count as {asked['match']}"] if "match" in asked else []
-    names = ("tie", "learning_rate", "input_scale", "warmup", "dropout", "pass_over", "ema")
-    shown = [name for name in (*names, "initializer", "implementation") if name in asked]
+    shown = [name for name in asked if name in tasks.PHRASES and name not in ("permuted", "hidden_size", "steps")]
     return ", ".join([row["cell"], *match, *(tasks.phrase(name, asked[name]) for name in shown)])
 
 

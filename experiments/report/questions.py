@@ -28,10 +28,8 @@ class Way:
         settings = row["settings"]
         if self.forget_bias not in (None, settings["forget_bias"]):
             return False
-        found = (row["cell"], settings["match"], settings.get("implementation"))
-        if found != (self.cell, self.match, self.implementation):
-            return False
-        return self.initializer == other_initializer(row)
+        found = (row["cell"], settings["match"], settings.get("implementation"), other_initializer(row))
+        return found == (self.cell, self.match, self.implementation, self.initializer)
 
     def task(self, row: dict[str, Any]) -> Task:
         """The task of a run in this column."""

@@ -54,7 +54,7 @@ PHRASES = {
     "initializer": "initializer {}",
     "implementation": "{} gradient",
 }
-# By pixels, these were chosen for each cell by tune, except in the oldest runs, which had no warm-up.
+# Runs by pixels may differ in these from cell to cell; but not the oldest, which had no warm-up.
 CHOSEN = ("learning_rate", "input_scale", "pass_over")
 SPLITS = {"nanogpt": "nanoGPT's split", "choice": "tested on a part of the training set"}
 

@@ -17,13 +17,13 @@ import mgu_jax as mgu
 from experiments.datasets import data
 from experiments.harness import cells
 from experiments.run import Bound, Common, Run, damage_refused
-from experiments.tasks.mnist_pixels import pixels
+from experiments.tasks import mnist_pixels
 from mgu_jax.training.data import Data
 
 HELD_OUT = 5_000
 EPOCHS = (0.5, 1, 2)  # after which settings are dropped, and the last
 RATES = {"starts": (2e-3, 4e-3, 8e-3), "scales": (8e-3, 1.6e-2, 2.4e-2)}
-WARMUP = {"starts": 0, "scales": 200}  # steps in which the rate rises from zero
+WARMUP = {"starts": 0, "scales": mnist_pixels.WARMUP}  # steps in which the rate rises from zero
 
 
 class Start(NamedTuple):
@@ -102,7 +102,9 @@ def model_of(config: Config, steps: int) -> Starts:
 
 def main(config: Config) -> None:
     """Halve the settings, and write what was learned of each."""
-    mnist = pixels(data.mnist(config.data_dir, config.download), config.permuted, every=28 if config.quick else 1)
+    mnist = mnist_pixels.pixels(
+        data.mnist(config.data_dir, config.download), config.permuted, every=28 if config.quick else 1
+    )
     xs, targets = mnist.train.xs, mnist.train.targets
     train, valid = Data(xs[:-HELD_OUT], targets[:-HELD_OUT]), Data(xs[-HELD_OUT:], targets[-HELD_OUT:])
     model: Any = model_of(config, train.xs.shape[1])

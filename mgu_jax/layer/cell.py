@@ -103,15 +103,9 @@ def scaled(update: Array, alpha: Array | None) -> Array:
 def shares(f: Array, alpha: Array | None, cell: Cell) -> tuple[Array, Array]:
     """(u, w): the share of the old state that is given up, and the share of the candidate that is written."""
     u = f if cell.update == "f" else 1 - f
-    if cell.beta == 0:
-        u = scaled(u, alpha)
-        return u, u
-    return scaled(u, alpha), scaled(_written(u, cell), alpha)
-
-
-def _written(u: Array, cell: Cell) -> Array:
-    """sigmoid(z + beta) for u = sigmoid(z), from u alone, so that no z need be kept."""
-    return u / (u + (1 - u) * math.exp(-cell.beta))
+    # For u = sigmoid(z), w is sigmoid(z + beta); from u alone, so that no z need be kept.
+    w = u if cell.beta == 0 else u / (u + (1 - u) * math.exp(-cell.beta))
+    return scaled(u, alpha), scaled(w, alpha)
 
 
 def slope_through_3(f: Array, h: Array, c: Array, cell: Cell) -> Array:
@@ -120,7 +114,7 @@ def slope_through_3(f: Array, h: Array, c: Array, cell: Cell) -> Array:
     if cell.beta == 0:
         change = slope_f * (c - h)  # (6, 7)
     else:
-        w = _written(f if cell.update == "f" else 1 - f, cell)
+        _, w = shares(f, None, cell)
         change = w * (1 - w) * c - slope_f * h  # (6, 7) with a beta
     return change if cell.update == "f" else -change  # (6, 7)
 

@@ -45,7 +45,7 @@ DH_RESET = "dh_reset = add(dh_reset, jnp.where(reset, dh, 0).astype(wide(dh)))"
 DPARAMS = "jax.tree.map(lambda total, part: total + part.astype(wide(part)), dparams, part)"
 
 MUTANTS = [
-    Mutant("3", "scaled(_written(u, cell), alpha)", "_written(u, cell)", "JANET", ZONEOUT),
+    Mutant("3", "scaled(w, alpha)", "w", "JANET", ZONEOUT),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = -dh_next * w * slope_c"),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = dh_next * slope_c"),
     Mutant("4", "dz_h = dh_next * w * slope_c", "dz_h = dh_next * w"),

@@ -282,8 +282,7 @@ def lines_of_images(count):
 
 
 @pytest.mark.parametrize(
-    ("flags", "warmup"),
-    [(["--cell", "gru"], 10), *(pytest.param(*given, marks=pytest.mark.slow) for given in ((["--warmup", 7], 7),))],
+    ("flags", "warmup"), [(["--cell", "gru"], 10), pytest.param(["--warmup", 7], 7, marks=pytest.mark.slow)]
 )
 def test_the_warm_up_by_pixels_is_a_quarter_of_a_short_training(flags, warmup, tmp_path, monkeypatch, capsys):
     """And the initial W of our cells, which nobody asked for, does not hinder a GRU."""
