@@ -2,8 +2,8 @@
 //
 // cpu.py compiles this file for the processor it runs on. Each thread takes a part of the samples through all steps, so
 // no thread waits for another between steps. The numbers in parentheses are those of the equations in layer/cell.py and
-// layer/bptt.py. Shapes: xs [T, B, D]; states and gates [T, B, H]; arrays that a cell lacks are empty (nullptr here).
-// Under vmap, every array has the members as its first axis.
+// layer/bptt.py. Shapes: xs [T, B, D]; states and gates [T, B, H]; arrays that a cell lacks, and gates that nobody asks
+// for, are empty (nullptr here). Under vmap, every array has the members as its first axis.
 
 #include <algorithm>
 #include <atomic>
