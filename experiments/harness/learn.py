@@ -50,6 +50,11 @@ class Training(Common):
     """Decoupled weight decay of all parameters."""
     dropout: Annotated[float, between(0, 1)] = 0.0
     """Rate of dropout on the output of the layer."""
+    recurrent_dropout: Annotated[float | None, between(0, 1)] = None
+    """Rate at which our own cells drop units of the state, the same ones in all steps of a sequence, from what the
+    products with U see."""
+    zoneout: Annotated[float | None, between(0, 1)] = None
+    """Rate at which units of our own cells keep their state for a step."""
     ema: Annotated[float | None, between(0, 1)] = None
     """Decay of an average of the parameters over the steps, which is measured in their place."""
     pass_over: Annotated[int | None, at_least(0)] = None
@@ -165,12 +170,12 @@ def model_of(config: Training, task: Task) -> tuple[mgu.Model, int]:
         if config.match is not None:
             wanted = cells.counts(cells.build(config.match, sizes[0], width, sizes[1], **options))["recurrent"]
             width = cells.width_of(config.cell, wanted, *sizes, **options)
-        for name in ("implementation", "initializer"):
+        for name in ("implementation", "initializer", "recurrent_dropout", "zoneout"):
             if (value := getattr(config, name)) is not None:
                 if config.cell not in cells.FAMILY:
                     if value == getattr(type(config), name):  # nobody asked for it
                         continue
-                    raise BadRequest(f"--{name} is for our own cells; got --cell {config.cell}.")
+                    raise BadRequest(f"--{name.replace('_', '-')} is for our own cells; got --cell {config.cell}.")
                 options[name] = value
         return cells.build(config.cell, sizes[0], width, sizes[1], biases, **options), width
     except ValueError as error:

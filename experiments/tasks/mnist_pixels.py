@@ -7,7 +7,7 @@ References: the paper's MGU 84.25 %; JANET 99.0 %, and 92.5 % permuted (van der 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from experiments.datasets.published import DataSet
 from experiments.harness.classify import classify, steps_of
 from experiments.harness.learn import ForgetBias, Initializer, Training
 from experiments.run import above, at_least
+from mgu_jax.training.data import Data
 
 WARMUP = 200  # steps
+HELD_OUT = 5_000  # training images, the last ones, on which settings are chosen
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Config(Training):
 
     permuted: bool = False
     """Read the pixels of all images in one random order, the same in every run."""
+    split: Literal["choice"] | None = None
+    """choice trains on 55,000 of the training images and tests on the other 5,000, to choose settings. By default the
+    training has all 60,000, and the test images are the test."""
     input_scale: Annotated[float, above(0)] = 5.0
     """Factor on the pixels, which are 0 to 1 without it."""
     learning_rate: float = 0.012
@@ -49,9 +54,17 @@ def pixels(mnist: DataSet, permuted: bool, every: int = 1, scale: float = 1.0) -
     return mnist._replace(train=part(mnist.train), test=part(mnist.test))
 
 
+def held_out(mnist: DataSet) -> DataSet:
+    """The training images alone: the last of them are the test."""
+    xs, targets = mnist.train.xs, mnist.train.targets
+    train, test = Data(xs[:-HELD_OUT], targets[:-HELD_OUT]), Data(xs[-HELD_OUT:], targets[-HELD_OUT:])
+    return mnist._replace(train=train, test=test)
+
+
 def main(config: Config) -> None:
-    """Train on the 60,000, test on the 10,000; --quick reads every 28th pixel."""
+    """Train, and classify the test images; --quick reads every 28th pixel."""
     found = data.mnist(config.data_dir, config.download)
+    found = held_out(found) if config.split == "choice" else found
     mnist = pixels(found, config.permuted, 28 if config.quick else 1, config.input_scale)
     name = "mnist-pixels-permuted" if config.permuted else "mnist-pixels"
     sizes = steps_of(config, mnist.train, quick=(40, 20), calls=6)

@@ -18,9 +18,7 @@ from experiments.datasets import data
 from experiments.harness import cells
 from experiments.run import Bound, Common, Run, damage_refused
 from experiments.tasks import mnist_pixels
-from mgu_jax.training.data import Data
 
-HELD_OUT = 5_000
 EPOCHS = (0.5, 1, 2)  # after which settings are dropped, and the last
 RATES = {"starts": (2e-3, 4e-3, 8e-3), "scales": (8e-3, 1.6e-2, 2.4e-2)}
 WARMUP = {"starts": 0, "scales": mnist_pixels.WARMUP}  # steps in which the rate rises from zero
@@ -102,11 +100,9 @@ def model_of(config: Config, steps: int) -> Starts:
 
 def main(config: Config) -> None:
     """Halve the settings, and write what was learned of each."""
-    mnist = mnist_pixels.pixels(
-        data.mnist(config.data_dir, config.download), config.permuted, every=28 if config.quick else 1
-    )
-    xs, targets = mnist.train.xs, mnist.train.targets
-    train, valid = Data(xs[:-HELD_OUT], targets[:-HELD_OUT]), Data(xs[-HELD_OUT:], targets[-HELD_OUT:])
+    found = mnist_pixels.held_out(data.mnist(config.data_dir, config.download))
+    mnist = mnist_pixels.pixels(found, config.permuted, every=28 if config.quick else 1)
+    train, valid = mnist.train, mnist.test
     model: Any = model_of(config, train.xs.shape[1])
     rates = RATES[config.compare]
     epoch = len(train.xs) // config.batch_size
@@ -118,7 +114,7 @@ def main(config: Config) -> None:
     )
     per_call = max(1, rungs[0] // 5)
     validation = mgu.Validation(valid, (mgu.losses.accuracy,), every=5, batch_size=500)
-    run = Run("tune", config, mnist.sources, {"rungs": [*rungs], "held_out": HELD_OUT})
+    run = Run("tune", config, mnist.sources, {"rungs": [*rungs], "held_out": mnist_pixels.HELD_OUT})
     rows = [
         {"learning_rate": float(rate), **model.starts[int(place)]._asdict(), "accuracy": {}}
         for rate, place in zip(hyper.learning_rate, hyper.forget_bias, strict=True)
