@@ -217,6 +217,8 @@ def learn(name: str, config: Training, task: Task, **how: Any) -> Learned:
         "seconds": trained.seconds,
         "resumed_from": trained.resumed_from,
     }
+    if config.pass_over:
+        result["passed_over"] = mgu.passed_over(trained.state).tolist()  # batches of each seed
     if task.valid is not None:
         result["best_step"] = np.asarray(members.best.step).tolist()
     params = [jax.tree.map(lambda a, i=i: a[i], jax.device_get(chosen)) for i in range(config.seeds)]

@@ -92,7 +92,9 @@ def test_a_batch_whose_gradient_is_not_finite_is_passed_over(tmp_path, monkeypat
 
     monkeypatch.setattr(adding, "sequences", spoilt)
     assert run(*ADDING, "--pass-over", 20, "--out", tmp_path / "passed over") == 0
-    assert result(tmp_path / "passed over")["loss"] < 0.2
+    trained = result(tmp_path / "passed over")
+    assert trained["loss"] < 0.2
+    assert 0 < trained["passed_over"][0] < trained["steps"]
     assert run(*ADDING, "--out", tmp_path / "stopped") == 1
     assert "must stay finite" in capsys.readouterr().err
 
