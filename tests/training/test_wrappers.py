@@ -227,6 +227,27 @@ def test_a_batch_that_is_not_finite_is_passed_over(recipe, capsys):
     assert same(state.params, clean.params)
 
 
+@pytest.mark.parametrize("pass_over", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_loss_that_overflows_is_passed_over_although_its_gradient_is_finite(pass_over):
+    model = mgu.Model(LAST.input_size, (4,), 1, readout="last")
+    recipe = mgu.Recipe(model, losses.squared_error, batch_size=8, pass_over=pass_over)
+    targets = np.zeros((8, 1), np.float32)
+
+    def at(*steps):
+        return lambda step: samples(8)._replace(targets=targets + np.float32(1e30 if step in steps else 1))
+
+    xs, far = samples(8).xs.swapaxes(0, 1), at(0)(0).targets
+    huge = jax.grad(lambda params: losses.squared_error(model.apply(params, xs), far))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(huge(model.init(KEY))))
+    state, values = mgu.fit(recipe, at(2, 4), steps=6, key=KEY, hyper=HYPER)
+    assert np.isinf(values).tolist() == [step in (2, 4) for step in range(6)]
+    assert mgu.passed_over(state) == 2
+    clean, _ = mgu.fit(recipe, at(), steps=4, key=KEY, hyper=HYPER)
+    assert same(state.params, clean.params)
+    with pytest.raises(mgu.NotFinite):
+        mgu.fit(recipe, at(*range(1, 2 + pass_over)), steps=6, key=KEY, hyper=HYPER)
+
+
 @pytest.mark.parametrize("recipe", [BY_OPTAX, pytest.param(BY_RECIPE, marks=pytest.mark.slow)], ids=["optax", "recipe"])
 def test_too_many_in_a_row_end_the_run(recipe):
     """At the first of them; the losses until then are not lost."""
