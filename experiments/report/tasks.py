@@ -49,6 +49,8 @@ PHRASES = {
     "input_scale": "pixels times {:g}",
     "warmup": "warm-up of {:,} steps",
     "dropout": "dropout {:g}",
+    "recurrent_dropout": "recurrent dropout {:g}",
+    "zoneout": "zoneout {:g}",
     "pass_over": "up to {} batches in a row passed over",
     "ema": "average of decay {:g}",
     "initializer": "initializer {}",
