@@ -44,8 +44,9 @@ class Config(Training):
 def main(config: Config) -> None:
     """Train on nine tenths, choose the step by a twentieth, test on the last twentieth; then write text."""
     data = text.shakespeare(config.data_dir, config.download, validate=config.split is None)
+    name = "-".join(filter(None, ["chars", config.split]))
     sizes: dict[str, Any] = {"window": config.window, "embedding_size": config.embedding_size}
-    learned = learn_language("chars", config, data, BITS, quick=60, **sizes)
+    learned = learn_language(name, config, data, BITS, quick=60, **sizes)
     samples, first = [], jnp.array([data.symbols.index("\n")])
     for seed, params in zip(learned.result["seeds"], learned.params, strict=True):
         key, temperature = jax.random.key(seed), jnp.asarray(config.temperature)

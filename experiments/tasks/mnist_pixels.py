@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     found = data.mnist(config.data_dir, config.download)
     found = held_out(found) if config.split == "choice" else found
     mnist = pixels(found, config.permuted, 28 if config.quick else 1, config.input_scale)
-    name = "-".join(["mnist-pixels", *(["permuted"] if config.permuted else []), *filter(None, [config.split])])
+    name = "-".join(filter(None, ["mnist-pixels", "permuted" if config.permuted else None, config.split]))
     sizes = steps_of(config, mnist.train, quick=(40, 20), calls=6)
     if config.warmup is None:
         sizes["warmup"] = min(WARMUP, sizes["steps"] // 4)
