@@ -225,6 +225,7 @@ def test_runs_killed_at_twenty_moments_resume_to_the_same_bits(tmp_path):
     assert len(set(resumed)) > 10
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_what_the_metrics_hold(tmp_path):
     """Also for a run that resumes: what was shown after its checkpoint is taken back."""
     assert run("digits", "--quick", "--out", tmp_path / "run", "--tensorboard") == 0

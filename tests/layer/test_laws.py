@@ -100,8 +100,17 @@ def test_rows_cover_all_pairs_of_options():
         assert not all("reverse" in plain for plain in chosen), save
 
 
-@named_pairs
-@pytest.mark.parametrize(("row", "save", "segment"), ROWS[1:], ids=lambda value: str(value).strip("()"))
+def pairs_and_rows():
+    """Every pair with every row of options; of cells that stand for no kind, the rows after the second are slow."""
+    for pair in named_pairs.args[1]:
+        for i, row in enumerate(ROWS[1:]):
+            more = [pytest.mark.slow] if i > 1 and pair.values[1] not in KINDS else []
+            yield pytest.param(*pair.values, *row, marks=pair.marks or more)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "name", "row", "save", "segment"), [*pairs_and_rows()], ids=lambda value: str(value).strip("()")
+)
 def test_options_together(x64, implementation, name, row, save, segment):
     cell = laws.CELLS[name]
     by_hand = implementation != "autodiff" and (implementation != "parallel" or not cell.linear)
