@@ -127,11 +127,17 @@ def found(name: str, rows: list[dict[str, Any]]) -> Found:
 def _differ(*rows: dict[str, Any]) -> list[str]:
     """The settings that differ, apart from those that are compared and the width that follows from them.
 
-    Zero, False and None all mean that nothing was asked for; a setting that came later is missing in old files.
+    One that came later is missing in old files, which is as if it were zero, False or None.
     """
-    settings = [{name: value or None for name, value in row["settings"].items()} for row in rows]
+    settings = [row["settings"] for row in rows]
     names = sorted({name for of_row in settings for name in of_row} - {*COMPARED, *chosen_of(rows[0]), "width"})
-    return [name for name in names if any(of_row.get(name) != settings[0].get(name) for of_row in settings)]
+
+    def differ(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+        if name in one and name in other:
+            return one[name] != other[name]
+        return bool(one.get(name) or other.get(name))
+
+    return [name for name in names if any(differ(name, settings[0], of_row) for of_row in settings)]
 
 
 def answer(name: str, rows: list[dict[str, Any]], measure_of: Any) -> str:

@@ -219,11 +219,12 @@ def run_and_report(
         begins: Any = None if state.carry is None else index == 0
         with_gradient = jax.value_and_grad(loss, has_aux=True)
         (value, (carry, others)), gradient = with_gradient(state.params, batch, state.carry, begins, key)
-        if passes_over(state.opt_state):  # a loss may overflow where its gradient does not
+        passing = passes_over(state.opt_state)
+        if passing:  # a loss may overflow where its gradient does not
             gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(value), g, jnp.nan), gradient)
         more = {"value": value, "grad": gradient, "value_fn": lambda p: loss(p, batch, state.carry, begins, key)[0]}
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **more)
-        if carry is not None and passes_over(opt_state):  # one that is not finite would spoil all later windows
+        if carry is not None and passing:  # one that is not finite would spoil all later windows
             unspoilt = before(state.params, state.carry, begins)
             carry = jax.tree.map(partial(jnp.where, all_finite(carry)), carry, unspoilt)
         params, opt_state = constrain((optax.apply_updates(state.params, updates), opt_state), mesh)

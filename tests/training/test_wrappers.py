@@ -231,10 +231,9 @@ def test_a_batch_that_is_not_finite_is_passed_over(recipe, capsys):
 def test_a_loss_that_overflows_is_passed_over_although_its_gradient_is_finite(pass_over):
     model = mgu.Model(LAST.input_size, (4,), 1, readout="last")
     recipe = mgu.Recipe(model, losses.squared_error, batch_size=8, pass_over=pass_over)
-    targets = np.zeros((8, 1), np.float32)
 
     def at(*steps):
-        return lambda step: samples(8)._replace(targets=targets + np.float32(1e30 if step in steps else 1))
+        return lambda step: samples(8)._replace(targets=np.full((8, 1), 1e30 if step in steps else 1, np.float32))
 
     xs, far = samples(8).xs.swapaxes(0, 1), at(0)(0).targets
     huge = jax.grad(lambda params: losses.squared_error(model.apply(params, xs), far))
